@@ -1,0 +1,172 @@
+"""Everything that can go wrong, as one family.
+
+    GroundworkError
+    ├── ConfigurationError          the operator's settings are wrong; exit code 3, never an answer
+    ├── DatabaseRefused             the server turned us away for good: password, database, certificate
+    └── RequestError                what an answer can say
+        ├── Invalid                 422
+        ├── NotFound                404
+        ├── Conflict                409
+        ├── Unavailable             503, nothing was written
+        │   ├── Overloaded          503, every connection is busy
+        │   └── Refused             503, the database forbids it: rights, disk full, read-only
+        ├── OutcomeUnknown          504, a write was sent and not answered
+        └── InternalFault           500, ours
+
+Status and problem type sit on the class; facts sit on the instance. `services.faults` maps what
+drivers and the network raise into this family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class GroundworkError(Exception):
+    """The root: nothing of ours raises anything else on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong setting: which variable, what is wrong with it, what to do. Never holds a secret's value."""
+
+    variable: str
+    problem: str
+    remedy: str
+
+
+class ConfigurationError(GroundworkError):
+    """The settings cannot be used. Carries every fault at once."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        super().__init__(self.message())
+
+    def message(self) -> str:
+        lines = [f"Groundwork cannot start: {len(self.faults)} setting(s) need attention."]
+        for fault in self.faults:
+            lines += [f"  {fault.variable}: {fault.problem}", f"      {fault.remedy}"]
+        return "\n".join(lines)
+
+
+class DatabaseRefused(GroundworkError):
+    """The server, or our own TLS verification, said no in a way that waiting does not mend.
+
+    `reason` is a slug (`authentication-failed`, `unknown-database`, `certificate-rejected`, ...); `detail` is
+    one sentence without credentials. At start-up this ends the process with exit code 3.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, reason: str, detail: str, remedy: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        self.remedy = remedy
+        super().__init__(f"{detail} {remedy}")
+
+
+class RequestError(GroundworkError):
+    """An error that an answer can carry as application/problem+json.
+
+    `detail` is written by us for the client: it never quotes the input, a statement, a table or a credential.
+    """
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Something went wrong on our side"
+    meaning: ClassVar[str] = "The service met a fault that it did not expect. It was logged under the request id."
+
+    def __init__(self, detail: str | None = None, *, retry_after_seconds: int | None = None) -> None:
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(detail or self.title)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFault:
+    """One thing wrong with the input: where (an RFC 6901 pointer, or a parameter's name) and what."""
+
+    pointer: str
+    detail: str
+
+
+class Invalid(RequestError):
+    status = 422
+    slug = "invalid"
+    title = "The input is not valid"
+    meaning = "A field is missing, unknown, of the wrong type or out of bounds; `errors` points at each."
+
+    def __init__(self, detail: str | None = None, *, faults: list[InputFault] | None = None) -> None:
+        super().__init__(detail)
+        self.faults = faults or []
+
+
+class NotFound(RequestError):
+    status = 404
+    slug = "not-found"
+    title = "There is no such thing"
+    meaning = "Nothing is there, or it belongs to somebody else: the two are answered alike."
+
+
+class Conflict(RequestError):
+    status = 409
+    slug = "conflict"
+    title = "It conflicts with what is stored"
+    meaning = "A uniqueness rule or another constraint refuses the write; `constraint` names it."
+
+    def __init__(self, detail: str | None = None, *, constraint: str | None = None) -> None:
+        super().__init__(detail)
+        self.constraint = constraint
+
+
+class Unavailable(RequestError):
+    """Nothing was written. `reason` is a slug for logs and metrics (`connection-refused`, `statement-timeout`)."""
+
+    status = 503
+    slug = "unavailable"
+    title = "The database cannot be reached just now"
+    meaning = "Nothing was written. Repeat the request after `Retry-After` seconds."
+
+    def __init__(self, reason: str, detail: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
+        self.reason = reason
+
+
+class Overloaded(Unavailable):
+    slug = "overloaded"
+    title = "Every connection is busy"
+    meaning = "No connection came free in time. Nothing was written. Repeat after `Retry-After` seconds."
+
+
+class Refused(Unavailable):
+    slug = "refused"
+    title = "The database does not allow this just now"
+    meaning = "A missing right, a full disk or a read-only server. Nothing was written."
+
+
+class OutcomeUnknown(RequestError):
+    """A write was sent and its answer was lost: it may or may not be stored."""
+
+    status = 504
+    slug = "outcome-unknown"
+    title = "The write was sent, but its outcome is unknown"
+    meaning = "The connection was lost between sending the write and its answer. Read before you repeat it."
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class InternalFault(RequestError):
+    """A defect of ours, met as a database error that no request should be able to cause."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class NestedAcquisition(GroundworkError):
+    """Code that holds a connection asked for another one: on a full pool that waits for itself."""

@@ -1,0 +1,52 @@
+"""Statements: written with SQLModel expressions, compiled once to the driver's own form.
+
+A `Statement` is declared at module level beside the functions that use it; it is compiled the first time it
+runs. Values are bound by name (`bindparam("owner")`) and sent in the order in which the compiled text numbers
+them, so the SQL text is the same at every call and the server's prepared statement is reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
+
+
+class Statement:
+    """One named statement.
+
+    `build` returns the SQLAlchemy expression (called once, on first use, so that importing costs nothing).
+    `repeatable` says that running it twice does no harm: reads are, writes are not unless they say so.
+    Constants inside the expression (a LIMIT, a literal) are bound along with the named parameters.
+    """
+
+    def __init__(self, name: str, build: Callable[[], ClauseElement], *, repeatable: bool) -> None:
+        self.name = name
+        self.repeatable = repeatable
+        self._build = build
+
+    def __repr__(self) -> str:
+        return f"Statement({self.name!r})"
+
+    @cached_property
+    def _compiled(self) -> tuple[str, tuple[str, ...], Mapping[str, Any]]:
+        compiled = self._build().compile(
+            dialect=asyncpg_dialect.dialect(),
+            compile_kwargs={"render_postcompile": True},
+        )
+        names = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
+        constants = {key: value for key, value in compiled.params.items() if value is not None}
+        return f"/* {self.name} */ {compiled}", names, constants
+
+    @property
+    def sql(self) -> str:
+        """The text with `$1, $2, ...`, led by a comment that names the statement in the server's logs."""
+        return self._compiled[0]
+
+    def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The values in the order of the text's placeholders; a missing one raises `KeyError`."""
+        _, names, constants = self._compiled
+        return tuple(values[name] if name in values else constants[name] for name in names)
