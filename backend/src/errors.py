@@ -77,7 +77,9 @@ class RequestError(GroundworkError):
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal"
     title: ClassVar[str] = "Something went wrong on our side"
-    meaning: ClassVar[str] = "The service met a fault that it did not expect. It was logged under the request id."
+    meaning: ClassVar[str] = (
+        "The service met a fault that it did not expect; it was logged with the request id."
+    )
 
     def __init__(self, detail: str | None = None, *, retry_after_seconds: int | None = None) -> None:
         self.detail = detail
@@ -123,7 +125,7 @@ class Conflict(RequestError):
 
 
 class Unavailable(RequestError):
-    """Nothing was written. `reason` is a slug for logs and metrics (`connection-refused`, `statement-timeout`)."""
+    """Nothing was written. `reason` is a slug for logs and metrics, such as `connection-refused`."""
 
     status = 503
     slug = "unavailable"

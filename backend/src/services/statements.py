@@ -34,7 +34,7 @@ class Statement:
     @cached_property
     def _compiled(self) -> tuple[str, tuple[str, ...], Mapping[str, Any]]:
         compiled = self._build().compile(
-            dialect=asyncpg_dialect.dialect(),
+            dialect=asyncpg_dialect.dialect(),  # type: ignore[no-untyped-call]
             compile_kwargs={"render_postcompile": True},
         )
         names = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
