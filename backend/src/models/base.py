@@ -1,0 +1,151 @@
+"""What every table and every shape stands on: names of constraints, text, timestamps, the engine's factory.
+
+Rules that hold on both sides are declared once here and read by the Pydantic shapes *and* by the CHECK
+constraints, so that neither can drift from the other.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import asyncpg
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+from sqlalchemy import DateTime, MetaData, func
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlmodel import Field, SQLModel
+from uuid_utils.compat import uuid7
+
+# The characters that do not count as content. PostgreSQL's btrim() knows only U+0020, and what its \s matches
+# depends on the collation, so both sides use this list: Unicode's White_Space, and the separators
+# U+001C..U+001F which Python's str.isspace() counts too.
+WHITE_SPACE: Final = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f\x20\x85\xa0\u1680"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+
+SQLModel.metadata.naming_convention = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+
+
+def sql_literal(characters: str) -> str:
+    r"""The characters as PostgreSQL's `E'\u0009...'`: readable, whatever the client's encoding."""
+    return "E'" + "".join(f"\\u{ord(character):04X}" for character in characters) + "'"
+
+
+def not_blank_check(column: str) -> str:
+    return f"btrim({column}, {sql_literal(WHITE_SPACE)}) <> ''"
+
+
+def finite_check(column: str) -> str:
+    """Years 1 to 9999: what Python's datetime can hold. `infinity` and years before Christ are refused.
+
+    Written over the year, because a timestamptz constant is stored and shown by the session's TimeZone.
+    """
+    return f"isfinite({column}) AND extract(year FROM {column} AT TIME ZONE 'UTC') BETWEEN 1 AND 9999"
+
+
+def _storable(value: str) -> str:
+    # PostgreSQL's text holds every Unicode character but U+0000, and UTF-8 has no form for a lone surrogate.
+    if "\x00" in value:
+        raise PydanticCustomError("text_nul", "Text must not contain the character U+0000")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise PydanticCustomError("text_surrogate", "Text must not contain lone surrogates")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip(WHITE_SPACE):
+        raise PydanticCustomError("text_blank", "Text must contain more than white space")
+    return value
+
+
+# The one text type: whatever people may write, as PostgreSQL can store it.
+Text = Annotated[str, AfterValidator(_storable)]
+NotBlank = AfterValidator(_not_blank)
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("timestamp_range", "The year must be 1 to 9999 in UTC") from None
+
+
+def render_timestamp(value: datetime) -> str:
+    """RFC 3339 in UTC, always six digits and `Z`: 27 characters that sort as text in the order of time."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+# The one way to write a timestamp. `services.rendering` holds PostgreSQL's half.
+Timestamp = Annotated[
+    AwareDatetime,
+    AfterValidator(_to_utc),
+    PlainSerializer(render_timestamp, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
+            "examples": ["2026-11-22T09:30:00.000000Z"],
+            "description": "RFC 3339 in UTC, always with six digits of a second and `Z`.",
+        },
+        mode="serialization",
+    ),
+]
+
+
+def new_id() -> UUID:
+    """A UUIDv7: near-sequential keys keep the index compact. Nothing may assume that ids rise with time."""
+    return uuid7()
+
+
+class Base(SQLModel):
+    """The root of tables and shapes. What comes in may hold no unknown field, and errors never quote it."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # type: ignore[assignment]
+
+
+_INSTANT: Final[Any] = DateTime(timezone=True)
+
+
+class Stamped(Base):
+    """When a row was made and last changed: both by the database's clock, at the start of the transaction."""
+
+    created_at: datetime = Field(
+        default=None,
+        sa_type=_INSTANT,
+        nullable=False,
+        sa_column_kwargs={"server_default": func.now()},
+    )
+    updated_at: datetime = Field(
+        default=None,
+        sa_type=_INSTANT,
+        nullable=False,
+        sa_column_kwargs={"server_default": func.now(), "onupdate": func.now()},
+    )
+
+
+metadata: MetaData = SQLModel.metadata
+
+
+def make_engine(connect: Callable[[], Awaitable["asyncpg.Connection[Any]"]]) -> AsyncEngine:
+    """An engine over connections that `connect` opens or lends; it keeps none and closes each after use.
+
+    Neither SQLAlchemy nor its errors show a parameter's value. Its own cache of prepared statements is off,
+    because behind a pooler the next transaction may meet another backend, where they do not exist.
+    """
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"prepared_statement_cache_size": 0},
+    )

@@ -1,0 +1,107 @@
+"""A task: what somebody wants done. The table, and the shapes that come in and go out."""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from uuid import UUID
+
+from pydantic import StrictBool, StringConstraints
+from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, Index, Integer, Uuid, text
+from sqlalchemy import Text as SqlText
+from sqlmodel import Field, Relationship
+
+from .base import Base, NotBlank, Stamped, Text, Timestamp, finite_check, new_id, not_blank_check
+
+if TYPE_CHECKING:
+    from .user import User
+
+TITLE_MAX_LENGTH: Final = 255
+DESCRIPTION_MAX_LENGTH: Final = 10_000
+
+Title = Annotated[Text, StringConstraints(min_length=1, max_length=TITLE_MAX_LENGTH), NotBlank]
+Description = Annotated[Text, StringConstraints(max_length=DESCRIPTION_MAX_LENGTH)]
+
+_version: Final = Column(
+    "version", Integer, nullable=False, server_default=text("1"), onupdate=text("tasks.version + 1")
+)
+
+
+class Task(Stamped, table=True):
+    """The table `tasks`. The owner leads its key and every index (docs/decisions/0001).
+
+    `version` rises by one in every UPDATE that SQLAlchemy writes, be it a session's flush or a statement of
+    its own, and a session's flush that finds another version than it read raises `StaleDataError`.
+    """
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        CheckConstraint(f"char_length(title) BETWEEN 1 AND {TITLE_MAX_LENGTH}", name="title_length"),
+        CheckConstraint(not_blank_check("title"), name="title_not_blank"),
+        CheckConstraint(f"char_length(description) <= {DESCRIPTION_MAX_LENGTH}", name="description_length"),
+        CheckConstraint("version >= 1", name="version_positive"),
+        CheckConstraint(finite_check("created_at"), name="created_at_finite"),
+        CheckConstraint(finite_check("updated_at"), name="updated_at_finite"),
+        Index("ix_tasks_user_id_created_at_id", "user_id", "created_at", "id"),
+        Index("ix_tasks_user_id_updated_at_id", "user_id", "updated_at", "id"),
+        Index("ix_tasks_open", "user_id", "created_at", "id", postgresql_where=text("NOT is_completed")),
+    )
+
+    user_id: UUID = Field(
+        sa_column=Column(Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
+    )
+    id: UUID = Field(
+        default_factory=new_id,
+        primary_key=True,
+        sa_type=Uuid,
+        sa_column_kwargs={"server_default": text("gen_random_uuid()")},
+    )
+    title: str = Field(sa_type=SqlText, nullable=False)
+    description: str | None = Field(default=None, sa_type=SqlText, nullable=True)
+    is_completed: bool = Field(
+        default=False, sa_type=Boolean, nullable=False, sa_column_kwargs={"server_default": text("false")}
+    )
+    version: int = Field(default=1, sa_column=_version)
+
+    user: "User" = Relationship(back_populates="tasks", sa_relationship_kwargs={"lazy": "raise"})
+
+    # PostgreSQL does the counting (`onupdate` above), so SQLAlchemy makes no number of its own: it adds
+    # `AND version = <as read>` to a flush and takes the new number from RETURNING.
+    __mapper_args__: ClassVar[dict[str, Any]] = {
+        "eager_defaults": True,
+        "version_id_col": _version,
+        "version_id_generator": False,
+    }
+
+
+class TaskCreate(Base):
+    """What makes a task. The title is stored as it was sent."""
+
+    title: Title
+    description: Description | None = None
+    is_completed: StrictBool = False
+
+
+class TaskUpdate(Base):
+    """What changes in a task: absent means "leave it", and only `description` may be null.
+
+    A field that was not sent has no place in `changes()`; its attribute holds nothing meaningful.
+    """
+
+    title: Title = Field(default_factory=lambda: "")
+    description: Description | None = Field(default_factory=lambda: None)
+    is_completed: StrictBool = Field(default_factory=lambda: False)
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that were sent, by name; a null description is among them."""
+        return self.model_dump(exclude_unset=True)
+
+
+class TaskRead(Base):
+    """A task as it is shown. The fields stand in the order in which PostgreSQL writes them."""
+
+    id: UUID
+    user_id: UUID
+    title: str
+    description: str | None
+    is_completed: bool
+    version: int
+    created_at: Timestamp
+    updated_at: Timestamp
