@@ -1,0 +1,1 @@
+"""What the operator decides. Nothing here opens a connection, and importing it has no effect."""
