@@ -1,0 +1,454 @@
+"""What the operator decides: every setting typed, bounded, described and frozen.
+
+The environment beats `backend/.env`, which beats the files in `SECRETS_DIR`. An empty value counts as unset. A
+setting's name in the environment is its attribute's name in capitals. `load_settings()` is the way in: it tells
+every fault at once, and never a value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from ..errors import ConfigurationError, Fault
+from .database import ConnectionSettings, PoolerSetting, parse
+
+BACKEND = Path(__file__).resolve().parents[2]
+ENV_FILE = BACKEND / ".env"
+
+_PROXIES = "a comma-separated list of addresses or networks, such as 10.0.0.0/8,192.168.1.7"
+
+
+class Settings(BaseSettings):
+    """The effective settings of one process. Durations are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    environment: Literal["development", "test", "production"] = Field(
+        default="development",
+        description="Where this runs. In production logs are JSON and details of health are hidden.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="The address to listen on; 0.0.0.0 or :: to be reachable from other machines.",
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Worker processes; each has its own pool of database connections.",
+    )
+    database_pooler: PoolerSetting = Field(
+        default="auto",
+        description=(
+            "What stands in front of PostgreSQL: none, transaction (PgBouncer in transaction mode without prepared "
+            "statements), tracking (PgBouncer >= 1.21 with max_prepared_statements, as Neon's); auto tells by the address."
+        ),
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description=(
+            "The PostgreSQL to use, as its provider prints it; verified TLS unless the address says otherwise. "
+            "Without it, `make run` starts a private PostgreSQL."
+        ),
+    )
+    database_migration_url: SecretStr | None = Field(
+        default=None,
+        description=(
+            "Another role or host for migrations. Unset: DATABASE_URL, with -pooler taken off the host's name."
+        ),
+    )
+    database_pool_size: int = Field(
+        default=4,
+        ge=1,
+        le=200,
+        description="Connections a worker may hold; about the database's cores divided by the workers is fastest.",
+    )
+    database_pool_wait_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        description="How long a request waits for a free connection before it gets 503.",
+    )
+    database_connect_timeout_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=120,
+        description="How long one attempt to connect may take; covers waking a sleeping Neon.",
+    )
+    database_command_timeout_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="How long an answer from the database is waited for on our side.",
+    )
+    database_statement_timeout_seconds: float = Field(
+        default=4.0, gt=0, le=3600, description="After how long PostgreSQL itself gives a statement up."
+    )
+    database_lock_timeout_seconds: float = Field(
+        default=2.0, gt=0, le=3600, description="How long a statement waits for a lock held by another."
+    )
+    database_recovery_wait_seconds: float = Field(
+        default=1.5,
+        ge=0,
+        le=60,
+        description="How long the first requests that meet a lost database wait for its return before they get 503.",
+    )
+    migrate_on_start: bool = Field(
+        default=True,
+        description="Whether starting brings the schema to the newest revision; several at once are safe.",
+    )
+    data_directory: Path = Field(
+        default=BACKEND / ".data",
+        description="Where the private PostgreSQL of `serve --embedded` keeps its data.",
+    )
+    health_details: bool | None = Field(
+        default=None,
+        description="Whether /health shows its checks in detail. Unset: yes, except in production.",
+    )
+    health_probes: Literal["auto", "passive", "active"] = Field(
+        default="auto",
+        description=(
+            "Whether health asks the database (active) or only watches traffic and sockets (passive), which lets a "
+            "scale-to-zero database sleep; auto is passive for Neon."
+        ),
+    )
+    health_interval_seconds: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=3600,
+        description="Active probing: at most one check of the database in this time.",
+    )
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
+        default="info", description="The least severe event that is logged."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="console for people, json for machines; auto is console on a terminal, else json.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description=f"Whose X-Forwarded-* headers are believed: {_PROXIES}. Unset: nobody's."
+    )
+    max_body_bytes: int = Field(
+        default=65536,
+        ge=1024,
+        le=1 << 30,
+        description="The largest request body that is read, in bytes; more is a 413.",
+    )
+    drain_grace_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="On SIGTERM: how long /readyz says not ready while requests are still accepted.",
+    )
+    shutdown_timeout_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="How long requests under way may take to finish when stopping.",
+    )
+    secrets_dir: Path | None = Field(
+        default=None,
+        description="A directory of files, each named like a setting and holding its value (Docker and Kubernetes secrets).",
+    )
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator(
+        "environment", "database_pooler", "health_probes", "log_level", "log_format", mode="before"
+    )
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        members = value.split(",") if isinstance(value, str) else value
+        if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
+            raise PydanticCustomError("proxies", "is not a list of networks")
+        networks = [_network(member.strip()) for member in members if member.strip()]
+        if None in networks:
+            raise PydanticCustomError(
+                "proxies", "holds something that is neither an IP address nor a network"
+            )
+        return tuple(networks)
+
+    @field_validator("database_url", "database_migration_url")
+    @classmethod
+    def _address(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():
+            return None
+        pooler: PoolerSetting = info.data.get("database_pooler", "auto")
+        faults = _faults_of(value, str(info.field_name), pooler)
+        if faults:
+            # Pydantic's own error would hold the value; ours holds sentences about it.
+            raise PydanticCustomError("address", "is not a usable address", {"faults": faults})
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, _EnvFile(settings_cls, env_file=ENV_FILE), file_secret_settings)
+
+    def origin(self, name: str) -> str:
+        """Where a setting's value came from: `environment`, `.env`, `secrets`, `command` or `default`."""
+        return self._origins.get(name, "default")
+
+
+class _EnvFile(DotEnvSettingsSource):
+    """`backend/.env` taken literally: `${...}` in a password is a part of the password."""
+
+    def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
+        values = dotenv_values(file_path, encoding="utf-8", interpolate=False)
+        return {name.lower(): value for name, value in values.items() if value}
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and check everything. Raises `ConfigurationError` with every fault, each with its remedy.
+
+    `overrides` beat all sources; None among them means "not given".
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    unknown = sorted(set(given) - set(Settings.model_fields))
+    if unknown:
+        raise TypeError(f"not settings: {', '.join(unknown)}")
+    faults: list[Fault] = []
+    settings, origins = None, {}
+    secrets_dir = None
+    file_fault = _env_file_fault()
+    if file_fault is None:
+        secrets_dir, directory_fault = _secrets_dir(given)
+        faults += [directory_fault] if directory_fault else []
+        try:
+            origins = _origins(given, secrets_dir)
+            settings = Settings(**given, _secrets_dir=secrets_dir)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False, include_input=False):
+                faults += _explain(detail)
+        except (SettingsError, OSError, UnicodeDecodeError) as error:
+            faults.append(_unreadable(error))
+    else:
+        faults.append(file_fault)
+    if settings is not None:
+        faults += _certificate_faults(settings)
+    if settings is None or faults:
+        # Outside the handlers above, so that no exception with an input in it hangs on this one.
+        raise ConfigurationError(faults)
+    settings._origins.update(origins)
+    return settings
+
+
+def require_database(settings: Settings) -> ConnectionSettings:
+    """The database to use. Raises `ConfigurationError` when none is given, with a hint at a name mistyped."""
+    if settings.database_url is None:
+        raise ConfigurationError([_missing()])
+    return parse(settings.database_url.get_secret_value(), pooler=settings.database_pooler)
+
+
+def migration_connection(settings: Settings) -> ConnectionSettings:
+    """Where migrations run: DATABASE_MIGRATION_URL as it stands, else DATABASE_URL without its pooler."""
+    if settings.database_migration_url is None:
+        return require_database(settings).direct()
+    return parse(settings.database_migration_url.get_secret_value(), variable="DATABASE_MIGRATION_URL")
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables, secrets included, to hand them to a process of our own."""
+    values = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is not None:
+            values[name.upper()] = as_text(
+                value.get_secret_value() if isinstance(value, SecretStr) else value
+            )
+    return values
+
+
+def as_text(value: object) -> str:
+    """A value as it is written in an environment variable."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+# --- what is wrong, and what to do ---------------------------------------------------------------------------------
+
+
+def _faults_of(value: SecretStr, field: str, pooler: PoolerSetting) -> list[Fault]:
+    if field == "database_migration_url":
+        pooler = "auto"
+    try:
+        parse(value.get_secret_value(), variable=field.upper(), pooler=pooler)
+    except ConfigurationError as error:
+        return error.faults
+    return []
+
+
+def _explain(detail: Mapping[str, Any]) -> list[Fault]:
+    """Pydantic's finding as a fault. Nothing of the value is repeated: it may be a secret in the wrong place."""
+    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    kind, context = str(detail["type"]), detail.get("ctx") or {}
+    if kind == "address":
+        return list(context["faults"])
+    field = Settings.model_fields.get(name)
+    remedy = (
+        f"Leave it out for {as_text(field.default) or 'none'}."
+        if field and field.default is not None
+        else "Unset it."
+    )
+    match kind:
+        case "literal_error":
+            problem = f"has to be {context['expected'].replace(chr(39), '')}."
+        case "int_parsing" | "int_type" | "int_parsing_size" | "int_from_float":
+            problem = "has to be a whole number."
+        case "float_parsing" | "float_type" | "finite_number":
+            problem = "has to be a number."
+        case "bool_parsing" | "bool_type":
+            problem = "has to be true or false."
+        case "greater_than_equal":
+            problem = f"has to be at least {context['ge']:g}."
+        case "greater_than":
+            problem = f"has to be more than {context['gt']:g}."
+        case "less_than_equal":
+            problem = f"has to be at most {context['le']:g}."
+        case "proxies":
+            problem, remedy = f"has to be {_PROXIES}.", "Leave it out to trust nobody."
+        case _:
+            problem = "is not a usable value."
+    return [Fault(name.upper(), problem, remedy)]
+
+
+def _network(text: str) -> str | None:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        return None
+
+
+def _env_file_fault() -> Fault | None:
+    try:
+        if ENV_FILE.is_file():
+            ENV_FILE.read_text(encoding="utf-8")
+    except OSError as error:
+        return Fault(
+            ".env",
+            f"{ENV_FILE} cannot be read ({error.strerror}).",
+            "Give the service's user the right to read it.",
+        )
+    except UnicodeDecodeError:
+        return Fault(".env", f"{ENV_FILE} is not UTF-8 text.", "Save it as UTF-8.")
+    return None
+
+
+def _secrets_dir(given: Mapping[str, Any]) -> tuple[Path | None, Fault | None]:
+    path = given.get("secrets_dir")
+    if not path:
+        path = EnvSettingsSource(Settings)().get("secrets_dir")
+    if not path:
+        path = _EnvFile(Settings, env_file=ENV_FILE)().get("secrets_dir")
+    if not path:
+        return None, None
+    directory = Path(path).expanduser()
+    if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
+        return directory, None
+    return None, Fault(
+        "SECRETS_DIR", "is not a directory that can be read.", "Give the path of a mounted directory."
+    )
+
+
+def _unreadable(error: Exception) -> Fault:
+    if isinstance(error, UnicodeDecodeError):
+        return Fault("SECRETS_DIR", "holds a file that is not UTF-8 text.", "Write the secret as text.")
+    if isinstance(error, OSError) and error.filename:
+        name = Path(str(error.filename)).name
+        return Fault(
+            name.upper(), f"its file cannot be read ({error.strerror}).", "Let the service's user read it."
+        )
+    return Fault("SECRETS_DIR", "cannot be used.", "Give a directory with one file for each setting.")
+
+
+def _certificate_faults(settings: Settings) -> list[Fault]:
+    """Whether the certificate files of the addresses can be loaded: said at the start, not at the first connect."""
+    faults = []
+    connections = [migration_connection(settings)] if settings.database_migration_url is not None else []
+    connections += [require_database(settings)] if settings.database_url is not None else []
+    for connection in connections:
+        if connection.tls.root_certificate or connection.tls.certificate:
+            try:
+                connection.ssl_context()
+            except ConfigurationError as error:
+                faults += error.faults
+    return faults
+
+
+_OTHER_NAMES = (
+    "POSTGRES_URL", "POSTGRESQL_URL", "POSTGRES_PRISMA_URL", "DATABASE_URI", "DB_URL", "PG_URL", "NEON_DATABASE_URL",
+    "SQLALCHEMY_DATABASE_URL", "SQLALCHEMY_DATABASE_URI",
+)  # fmt: skip
+
+
+def _missing() -> Fault:
+    remedy = (
+        f"Put DATABASE_URL into the environment or {ENV_FILE} (see .env.example), or start a private PostgreSQL by "
+        "`make run`."
+    )
+    names = set(os.environ) | (
+        set(dotenv_values(ENV_FILE, interpolate=False)) if ENV_FILE.is_file() else set()
+    )
+    names -= {name.upper() for name in Settings.model_fields}
+    set_names = sorted(name for name in names if name.isascii() and name.isprintable())
+    close = get_close_matches("DATABASE_URL", [name.upper() for name in set_names], n=1, cutoff=0.8)
+    close = close or [name for name in _OTHER_NAMES if name in set_names]
+    hint = f" {close[0]} is set: did you mean DATABASE_URL?" if close else ""
+    return Fault("DATABASE_URL", f"is not set.{hint}", remedy)
+
+
+def _origins(given: Mapping[str, Any], secrets_dir: Path | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    sources: list[tuple[str, Mapping[str, Any]]] = [
+        ("command", given),
+        ("environment", EnvSettingsSource(Settings)()),
+        (".env", _EnvFile(Settings, env_file=ENV_FILE)()),
+    ]
+    if secrets_dir is not None:
+        sources.append(("secrets", SecretsSettingsSource(Settings, secrets_dir=secrets_dir)()))
+    for origin, values in sources:
+        for name in values:
+            found.setdefault(name, origin)
+    return found
