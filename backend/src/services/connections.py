@@ -1,0 +1,374 @@
+"""The budget of connections: one small pool, a fair queue in front of it, and one healer behind it.
+
+Whoever wants a connection waits in the order of arrival. When the database is lost, nobody hammers it: a
+single healer tries to reach it, everybody else waits for its verdict up to `recovery_wait_seconds` after the
+loss, and is turned away at once from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import structlog
+
+from ..errors import DatabaseRefused, Overloaded, RequestError, Unavailable
+from .faults import Diagnosis, as_refusal, as_request_error, diagnose
+from .vitality import PoolObservation, Vitality
+
+if TYPE_CHECKING:
+    from ..config.database import ConnectionSettings
+    from .metrics import DatabaseMetrics
+
+    Connection = asyncpg.Connection[Any]
+else:
+    Connection = asyncpg.Connection
+
+log = structlog.get_logger(__name__)
+
+# Seconds between two attempts of the healer: quick at first, then once a second for as long as it takes.
+_BACKOFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+# What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
+_PATIENCE = (1.0, 2.0, 5.0)
+# After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
+_DISCARD_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds a process works within. Times are in seconds; `Settings` documents each."""
+
+    pool_size: int = 4
+    pool_wait_seconds: float = 2.0
+    connect_timeout_seconds: float = 5.0
+    command_timeout_seconds: float = 5.0
+    statement_timeout_seconds: float = 4.0
+    lock_timeout_seconds: float = 2.0
+    recovery_wait_seconds: float = 1.5
+    check_interval_seconds: float = 1.0
+
+
+class Connections:
+    """Opens, lends and takes back connections. `greet` runs on the first connection of every recovery."""
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        limits: Limits,
+        vitality: Vitality,
+        greet: Callable[[Connection], Awaitable[None]],
+        metrics: DatabaseMetrics | None,
+    ) -> None:
+        self.settings = settings
+        self.limits = limits
+        self.vitality = vitality
+        self.pooler = settings.pooler
+        self.server_version: str | None = None
+        self.read_only = False
+        self.waiting = 0
+        self._greet = greet
+        self._metrics = metrics
+        self._pool: asyncpg.Pool[Any] | None = None
+        self._queue = asyncio.Semaphore(limits.pool_size)
+        self._in_use = 0
+        self._healer: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._last_exhaustion_log = float("-inf")
+        self._closing = False
+
+    # -- opening and closing ---------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Starts the healer and gives it one connect timeout to succeed. Raises `DatabaseRefused` only."""
+        self._healer = asyncio.create_task(self._heal(first=True), name="database-healer")
+        done, _ = await asyncio.wait({self._healer}, timeout=self.limits.connect_timeout_seconds)
+        if done:
+            await self._healer
+
+    async def close(self) -> None:
+        """Waits for lent connections up to one command timeout, then closes all of them."""
+        self._closing = True
+        if self._healer is not None:
+            self._healer.cancel()
+            await asyncio.gather(self._healer, return_exceptions=True)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_DISCARD_SECONDS)
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(self.limits.command_timeout_seconds):
+                    await self._pool.close()
+            except TimeoutError:
+                self._pool.terminate()
+
+    # -- lending ---------------------------------------------------------------------------------------------
+
+    async def acquire(self, deadline: float) -> Connection:
+        """A connection to an open socket, in the order of arrival.
+
+        Raises `Overloaded` when none comes free within `pool_wait_seconds`, `Unavailable` when the database
+        cannot be reached. Nothing has been sent when it raises.
+        """
+        started = time.monotonic()
+        while True:
+            await self._admit(deadline)
+            await self._wait_in_line(started, deadline)
+            try:
+                connection = await self._pool.acquire()  # type: ignore[union-attr]
+            except BaseException as error:
+                self._leave()
+                if not isinstance(error, Exception):
+                    raise
+                await self._could_not_connect(error, deadline)
+                continue
+            if self._metrics is not None:
+                self._metrics.wait(time.monotonic() - started)
+            return connection  # type: ignore[return-value]
+
+    async def release(self, connection: Connection) -> None:
+        """Gives a connection back that answered everything it was asked, outside any transaction."""
+        try:
+            await self._pool.release(connection)  # type: ignore[union-attr, arg-type]
+        finally:
+            self._leave()
+
+    def discard(self, connection: Connection) -> None:
+        """Takes a connection back that saw trouble: it is closed, in the background, and never lent again."""
+
+        async def close() -> None:
+            try:
+                # asyncpg has asked the server to cancel what runs; this waits for that, then closes.
+                await connection.close(timeout=_DISCARD_SECONDS)
+            except Exception as error:
+                log.debug("connection.discarded", reason=diagnose(error).reason)
+                with suppress(asyncpg.InterfaceError):  # it is closed, and back in the pool, by now
+                    connection.terminate()
+            finally:
+                await self._pool.release(connection)  # type: ignore[union-attr, arg-type]
+                self._leave()
+
+        task = asyncio.create_task(close(), name="database-discard")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    @property
+    def idle_available(self) -> bool:
+        """Whether a caller would get its turn at once."""
+        return not self._queue.locked()
+
+    def lost(self, diagnosis: Diagnosis) -> None:
+        """A lent connection was lost. An unanswered statement counts as a dead server, a closed socket does not."""
+        if self._closing:
+            return
+        if diagnosis.reason == "timeout":
+            self.vitality.failure(diagnosis.reason, "traffic")
+        else:
+            self.vitality.suspect(diagnosis.reason)
+        self._start_healing()
+
+    def unanswered(self, reason: str) -> None:
+        """A health check got no answer."""
+        self.vitality.failure(reason, "probe")
+        self._start_healing()
+
+    def observe(self) -> PoolObservation:
+        opened = self._pool.get_size() if self._pool is not None else 0
+        return PoolObservation(self.limits.pool_size, opened, self._in_use, self.waiting)
+
+    async def _admit(self, deadline: float) -> None:
+        since = self.vitality.outage_since
+        if since is None:
+            return
+        until = min(deadline, since + self.limits.recovery_wait_seconds)
+        if not await self.vitality.wait_restored(until):
+            raise Unavailable(self.vitality.reason or "connecting")
+
+    async def _wait_in_line(self, started: float, deadline: float) -> None:
+        if self._queue.locked():
+            left = min(started + self.limits.pool_wait_seconds, deadline) - time.monotonic()
+            self.waiting += 1
+            try:
+                async with asyncio.timeout(max(left, 0)):
+                    await self._queue.acquire()
+            except TimeoutError:
+                self._log_exhaustion()
+                raise Overloaded("pool-exhausted") from None
+            finally:
+                self.waiting -= 1
+        else:
+            await self._queue.acquire()
+        self._in_use += 1
+
+    def _leave(self) -> None:
+        self._in_use -= 1
+        self._queue.release()
+
+    def _log_exhaustion(self) -> None:
+        now = time.monotonic()
+        if now - self._last_exhaustion_log >= 1.0:
+            self._last_exhaustion_log = now
+            log.warning("database.pool_exhausted", size=self.limits.pool_size, waiting=self.waiting)
+
+    async def _could_not_connect(self, error: Exception, deadline: float) -> None:
+        """Returns when it is worth another try, raises what the caller is to be told otherwise."""
+        diagnosis = diagnose(error)
+        self._count(diagnosis)
+        others_live = self.observe().open > 0
+        if diagnosis.reason in ("too-many-connections", "out-of-file-descriptors") and others_live:
+            # The server is there, only this further connection was refused: wait for one of ours.
+            if time.monotonic() + 0.1 > deadline:
+                raise Overloaded(diagnosis.reason) from None
+            await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, not a secret
+            return
+        self.vitality.failure(diagnosis.reason, "connect")
+        self._start_healing()
+        if diagnosis.fatal or time.monotonic() >= deadline:
+            raise as_request_error(diagnosis, sent=False, writing=False) from None
+
+    def _count(self, diagnosis: Diagnosis) -> None:
+        if self._metrics is not None:
+            self._metrics.error(diagnosis.reason)
+
+    # -- healing ---------------------------------------------------------------------------------------------
+
+    def _start_healing(self) -> None:
+        if self._closing or (self._healer is not None and not self._healer.done()):
+            return
+        if self._pool is not None:
+            # Whatever was open before the loss is replaced when it is next wanted.
+            asyncio.get_running_loop().create_task(self._pool.expire_connections())
+        self._healer = asyncio.create_task(self._heal(), name="database-healer")
+
+    async def _heal(self, *, first: bool = False) -> None:
+        attempt = 0
+        announced = False
+        while not self._closing:
+            delay = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
+            await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+            patience = min(_PATIENCE[attempt % len(_PATIENCE)], self.limits.connect_timeout_seconds)
+            if first and attempt == 0:
+                patience = self.limits.connect_timeout_seconds
+            attempt += 1
+            try:
+                await self._reach(patience)
+            except (DatabaseRefused, RequestError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError,
+                    asyncpg.InternalClientError) as error:  # fmt: skip
+                diagnosis = diagnose(error)
+                self._count(diagnosis)
+                self.vitality.failure(diagnosis.reason, "connect")
+                if not announced:
+                    announced = True
+                    log.warning("database.down", reason=diagnosis.reason)
+                if first and diagnosis.fatal and attempt == 1:
+                    raise as_refusal(diagnosis) from None
+            else:
+                if announced or first:
+                    log.info("database.up", attempts=attempt, server_version=self.server_version)
+                return
+
+    async def _reach(self, patience: float) -> None:
+        """One attempt: connect, greet, and declare the outage over."""
+        async with asyncio.timeout(patience):
+            if self._pool is None:
+                self._pool = await self._make_pool()
+            if self.idle_available:
+                # The connection stays in the pool, so the first caller finds it open.
+                await self._queue.acquire()
+                self._in_use += 1
+                try:
+                    connection: Connection = await self._pool.acquire()  # type: ignore[assignment]
+                except BaseException:
+                    self._leave()
+                    raise
+                try:
+                    await self._greet(connection)
+                except BaseException:
+                    self.discard(connection)
+                    raise
+                await self.release(connection)
+            else:
+                # Every slot is held by a caller that still waits for an answer: look past them.
+                connection = await self._open_connection()
+                try:
+                    await self._greet(connection)
+                finally:
+                    connection.terminate()
+        self.vitality.restore("connect")
+
+    async def _make_pool(self) -> asyncpg.Pool[Any]:
+        if self.settings.pooler == "auto":
+            self.pooler = await self._sound()
+        limits = self.limits
+        return await asyncpg.create_pool(
+            connect=self._open_connection,
+            min_size=0,
+            max_size=limits.pool_size,
+            # Idle connections stay open until the server closes them: a scale-to-zero database does so itself.
+            max_inactive_connection_lifetime=0,
+            max_queries=10**9,
+            reset=_no_reset,
+        )
+
+    async def _sound(self) -> str:
+        """Whether a pooler stands between: the process id the connection was given is then not the backend's."""
+        connection = await asyncpg.connect(
+            **self.settings.asyncpg_arguments(),
+            timeout=self.limits.connect_timeout_seconds,
+            statement_cache_size=0,
+        )
+        try:
+            backend = await connection.fetchval("SELECT pg_backend_pid()")
+            return "none" if backend == connection.get_server_pid() else "transaction"
+        finally:
+            connection.terminate()
+
+    async def _open_connection(self, *_: Any, **pool_arguments: Any) -> Connection:
+        arguments = self.settings.asyncpg_arguments()
+        limits = self.limits
+        if self.pooler == "none":
+            # A pooler refuses these at start-up, so behind one the role's own settings have to do.
+            arguments["server_settings"] = {
+                "statement_timeout": str(round(limits.statement_timeout_seconds * 1000)),
+                "lock_timeout": str(round(limits.lock_timeout_seconds * 1000)),
+                "idle_in_transaction_session_timeout": "30000",
+                **arguments["server_settings"],
+            }
+        arguments |= pool_arguments
+        connection: Connection = await asyncpg.connect(
+            **arguments,
+            timeout=limits.connect_timeout_seconds,
+            command_timeout=limits.command_timeout_seconds,
+            # Without tracking, a pooler hands us another backend, where our prepared statement does not exist.
+            statement_cache_size=0 if self.pooler == "transaction" else 256,
+            max_cached_statement_lifetime=0,
+        )
+        _keep_alive(connection)
+        reported = connection.get_settings()
+        self.server_version = reported.server_version
+        self.read_only = "on" in (
+            getattr(reported, "in_hot_standby", "off"),
+            getattr(reported, "default_transaction_read_only", "off"),
+        )
+        return connection
+
+
+async def _no_reset(_: Any) -> None:
+    """A single statement leaves nothing behind; sessions and transactions clean up before they give back."""
+
+
+def _keep_alive(connection: Connection) -> None:
+    """Lets the kernel find a connection whose peer vanished, without a byte of ours in the stream."""
+    transport = connection._transport  # type: ignore[attr-defined]
+    raw: socket.socket | None = transport.get_extra_info("socket")
+    if raw is None or raw.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,569 @@
+"""The database as the rest of the house sees it: statements, sessions, transactions, and what is known of it.
+
+    row = await database.row(READ, owner=owner, task_id=task_id)        one statement, one round trip
+    async with database.session() as session: ...                       SQLModel's AsyncSession, one transaction
+    async with database.transaction() as connection: ...                the driver's connection, one transaction
+
+All three live on the one budget of connections (`services.connections`). Errors leave as the family of
+`errors`: 503 promises that nothing was written, 504 says that a write was sent and not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+import asyncpg
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from ..errors import NestedAcquisition, RequestError, Unavailable
+from ..models.base import make_engine
+from .connections import Connection, Connections, Limits
+from .faults import Diagnosis, Repeat, as_request_error, diagnose
+from .statements import Statement
+from .vitality import Observation, PoolObservation, SchemaObservation, Vitality
+
+if TYPE_CHECKING:
+    from ..config.database import ConnectionSettings
+    from ..config.settings import Settings
+    from .metrics import DatabaseMetrics
+
+__all__ = ["Database", "Limits", "Observation", "PoolObservation", "Schema", "SchemaObservation"]
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+# Seconds after which an active check looks at the schema's revision again although traffic proves the rest.
+_SCHEMA_EVIDENCE_SECONDS = 10.0
+# A check that got no answer for so long says so; the budget of a Kubernetes probe is of this size.
+_CHECK_SECONDS = 1.5
+_MIGRATION_RETRY_SECONDS = 10.0
+_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, SQLAlchemyError)
+
+
+class Schema(Protocol):
+    """What the database service asks of the schema: bring it to the code's revision, and say which it has."""
+
+    expected: str
+
+    async def migrate(self) -> None: ...
+    async def inspect(self, connection: Connection) -> SchemaObservation: ...
+
+
+class _Holder:
+    """Marks code that holds, or is about to hold, a connection of `database`."""
+
+    __slots__ = ("active", "database")
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.active = True
+
+
+_holding: ContextVar[_Holder | None] = ContextVar("holding_a_connection", default=None)
+
+
+class Database:
+    """One process's access to one database. Open it with `async with`; nothing connects before that."""
+
+    def __init__(
+        self,
+        connection: ConnectionSettings,
+        limits: Limits | None = None,
+        *,
+        passive: bool = False,
+        schema: Schema | None = None,
+        migrate: bool = False,
+        metrics: DatabaseMetrics | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        if connection.connect_timeout_seconds is not None:
+            self._limits = replace(self._limits, connect_timeout_seconds=connection.connect_timeout_seconds)
+        self._passive = passive
+        self._schema = schema
+        self._migration_due = migrate and schema is not None
+        self._schema_seen = SchemaObservation("unknown", None, schema.expected if schema else "")
+        self._schema_seen_at = float("-inf")
+        self._migration_reason: str | None = None
+        self._metrics = metrics
+        self._vitality = Vitality()
+        self._connections = Connections(connection, self._limits, self._vitality, self._greet, metrics)
+        self._engine = make_engine(self._lend_to_session)
+        self._check: asyncio.Task[None] | None = None
+        self._migrator: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        connection: ConnectionSettings,
+        *,
+        schema: Schema | None = None,
+        metrics: DatabaseMetrics | None = None,
+    ) -> Self:
+        """A database as the operator configured it. `auto` probes are passive where it may scale to zero."""
+        probes = settings.health_probes
+        return cls(
+            connection,
+            Limits(
+                pool_size=settings.database_pool_size,
+                pool_wait_seconds=settings.database_pool_wait_seconds,
+                connect_timeout_seconds=settings.database_connect_timeout_seconds,
+                command_timeout_seconds=settings.database_command_timeout_seconds,
+                statement_timeout_seconds=settings.database_statement_timeout_seconds,
+                lock_timeout_seconds=settings.database_lock_timeout_seconds,
+                recovery_wait_seconds=settings.database_recovery_wait_seconds,
+                check_interval_seconds=settings.health_interval_seconds,
+            ),
+            passive=probes == "passive" or (probes == "auto" and connection.neon),
+            schema=schema,
+            migrate=settings.migrate_on_start,
+            metrics=metrics,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Tries to connect for one connect timeout, and goes on trying in the background.
+
+        Raises `DatabaseRefused` when the first attempt met a wrong password, an unknown database or a rejected
+        certificate: waiting does not mend these.
+        """
+        try:
+            await self._connections.open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        for task in (self._check, self._migrator):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self._connections.close()
+        await self._engine.dispose()
+
+    # -- one statement, one round trip -----------------------------------------------------------------------
+
+    async def value(self, statement: Statement, **values: Any) -> Any:
+        """The first column of the first row, None when there is none."""
+        row = await self._run(statement, values, "fetchrow")
+        return None if row is None else row[0]
+
+    async def row(self, statement: Statement, **values: Any) -> asyncpg.Record | None:
+        """The first row, None when there is none."""
+        row: asyncpg.Record | None = await self._run(statement, values, "fetchrow")
+        return row
+
+    async def rows(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:
+        """All rows."""
+        rows: list[asyncpg.Record] = await self._run(statement, values, "fetch")
+        return rows
+
+    async def _run(self, statement: Statement, values: dict[str, Any], fetch: str) -> Any:
+        """Runs one autocommitted statement within one deadline.
+
+        Repeated where that can do no harm: nothing was sent, the server rolled it back, or the statement is
+        repeatable. A write that was sent and lost its answer raises `OutcomeUnknown`.
+        """
+        self._refuse_nesting()
+        arguments = statement.arguments(values)
+        started = time.monotonic()
+        deadline = started + self._limits.command_timeout_seconds
+        attempt = 0
+        while True:
+            connection = await self._connections.acquire(deadline)
+            try:
+                # One millisecond at least: asyncpg takes a bound that has passed for a programming error.
+                left = max(deadline - time.monotonic(), 0.001)
+                result = await getattr(connection, fetch)(statement.sql, *arguments, timeout=left)
+            except Exception as error:
+                diagnosis = diagnose(error)
+                await self._take_back(connection, diagnosis)
+                attempt += 1
+                self._count(statement.name, started, diagnosis)
+                if not _may_repeat(diagnosis, statement.repeatable) or not await self._pause(
+                    diagnosis, attempt, deadline
+                ):
+                    raise as_request_error(
+                        diagnosis, sent=True, writing=not statement.repeatable
+                    ) from _unexpected(error, diagnosis)
+                if self._metrics is not None:
+                    self._metrics.retry(statement.name)
+            except BaseException:
+                # The caller went away in mid-statement: the connection's state is not known any more.
+                self._connections.discard(connection)
+                raise
+            else:
+                self._vitality.success("traffic")
+                await self._connections.release(connection)
+                if self._metrics is not None:
+                    self._metrics.statement(statement.name, time.monotonic() - started, "ok")
+                return result
+
+    # -- sessions and transactions ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def session(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
+        """SQLModel's `AsyncSession` in one transaction: committed at the end, rolled back on any error.
+
+        A connection is taken at the first statement. Raises `OutcomeUnknown` when the connection was lost
+        during COMMIT, other members of the family when the transaction was not committed.
+        """
+        holder = self._hold()
+        engine = self._engine.execution_options(postgresql_readonly=True) if read_only else self._engine
+        session = AsyncSession(engine, expire_on_commit=False)
+        committing = False
+        try:
+            yield session
+            await session.flush()
+            committing = True
+            await session.commit()
+        except _DRIVER_ERRORS as error:
+            diagnosis = diagnose(error)
+            self._failed("session", diagnosis)
+            await (session.invalidate() if diagnosis.lost else session.rollback())
+            raise as_request_error(diagnosis, sent=committing, writing=not read_only) from _unexpected(
+                error, diagnosis
+            )
+        except BaseException:
+            # The state on the wire is unknown after a timeout or a cancellation, so nothing is sent any more.
+            await session.invalidate()
+            raise
+        finally:
+            holder.active = False
+            await session.close()
+
+    @asynccontextmanager
+    async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Connection]:
+        """The driver's connection inside BEGIN and COMMIT; rolled back on any error. Errors as in `session`."""
+        holder = self._hold()
+        deadline = time.monotonic() + self._limits.command_timeout_seconds
+        try:
+            connection = await self._begin(deadline, read_only=read_only)
+        except BaseException:
+            holder.active = False
+            raise
+        committing = False
+        try:
+            yield connection
+            committing = True
+            await connection.execute("COMMIT")
+        except _DRIVER_ERRORS as error:
+            diagnosis = diagnose(error)
+            self._failed("transaction", diagnosis)
+            await self._give_back(connection, clean=not diagnosis.lost)
+            raise as_request_error(diagnosis, sent=committing, writing=not read_only) from _unexpected(
+                error, diagnosis
+            )
+        except TimeoutError as error:
+            diagnosis = diagnose(error)
+            self._failed("transaction", diagnosis)
+            self._connections.discard(connection)
+            raise as_request_error(diagnosis, sent=committing, writing=not read_only) from None
+        except Exception:
+            await self._give_back(connection, clean=True)
+            raise
+        except BaseException:
+            self._connections.discard(connection)
+            raise
+        else:
+            self._vitality.success("traffic")
+            await self._give_back(connection, clean=True)
+        finally:
+            holder.active = False
+
+    async def atomically(self, work: Callable[[Connection], Awaitable[T]], *, name: str = "unit") -> T:
+        """Runs `work` in a transaction, and again as a whole when the server rolled it back or was lost before COMMIT.
+
+        Serialization failures, deadlocks and lost connections repeat it, jittered, within one command timeout.
+        """
+        deadline = time.monotonic() + self._limits.command_timeout_seconds
+        attempt = 0
+        while True:
+            seen: list[Diagnosis] = []
+            try:
+                async with self.transaction() as connection:
+                    try:
+                        return await work(connection)
+                    except Exception as error:
+                        seen.append(diagnose(error))
+                        raise
+            except Unavailable:
+                # Raised before COMMIT was sent, or by a COMMIT that the server answered by rolling back.
+                attempt += 1
+                diagnosis = seen[0] if seen else None
+                if diagnosis is None or diagnosis.repeat is Repeat.NEVER:
+                    raise
+                if not await self._pause(diagnosis, attempt, deadline):
+                    raise
+                if self._metrics is not None:
+                    self._metrics.retry(name)
+
+    async def _begin(self, deadline: float, *, read_only: bool) -> Connection:
+        begin = "BEGIN READ ONLY" if read_only else "BEGIN"
+        while True:
+            connection = await self._connections.acquire(deadline)
+            try:
+                await connection.execute(begin)
+            except Exception as error:
+                diagnosis = diagnose(error)
+                self._failed("transaction", diagnosis)
+                self._connections.discard(connection)
+                # BEGIN changes nothing: a connection found dead by it costs only another one.
+                if diagnosis.repeat is Repeat.NEVER or time.monotonic() >= deadline:
+                    raise as_request_error(diagnosis, sent=False, writing=False) from None
+            except BaseException:
+                self._connections.discard(connection)
+                raise
+            else:
+                return connection
+
+    async def _lend_to_session(self) -> Connection:
+        deadline = time.monotonic() + self._limits.command_timeout_seconds
+        connection = await self._connections.acquire(deadline)
+        return _Lent(connection, self)  # type: ignore[return-value]
+
+    async def _give_back(self, connection: Connection, *, clean: bool) -> None:
+        """Returns a connection on which a caller's own statements ran, undoing whatever they left behind."""
+        if not clean or connection.is_closed():
+            self._connections.discard(connection)
+            return
+        try:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+            if self._connections.pooler == "none":
+                # A SET of the caller's must not reach the next one; behind a pooler it is the pooler's to undo.
+                await connection.execute("RESET ALL")
+        except BaseException as error:
+            self._connections.discard(connection)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            await self._connections.release(connection)
+
+    # -- what is known ---------------------------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        """What is known now, from evidence that is there already: sends nothing, opens nothing."""
+        vitality, pool = self._vitality, self._connections.observe()
+        status = vitality.status(passive=self._passive, open_connections=pool.open)
+        reason = vitality.reason if status in ("starting", "down") else None
+        schema = self._schema_seen
+        ready = status in ("up", "asleep")
+        if ready and self._schema is not None and schema.status not in ("current", "ahead"):
+            ready = False
+            reason = self._migration_reason or f"schema-{schema.status}"
+        elif ready and schema.status == "ahead":
+            reason = "schema-ahead"
+        return Observation(
+            status=status,
+            ready=ready,
+            reason=reason,
+            evidence=vitality.evidence,
+            evidence_at=vitality.evidence_at,
+            evidence_age_seconds=vitality.age_seconds,
+            mode="passive" if self._passive else "active",
+            pool=pool,
+            schema=schema,
+            server_version=self._connections.server_version,
+            read_only=self._connections.read_only,
+        )
+
+    async def check(self) -> Observation:
+        """What is known, after at most one real check an interval however many ask; passive: never one.
+
+        Returns within about 1.5 s. A schema that is not the code's is looked at again in both modes.
+        """
+        if self._check_is_due() and (self._check is None or self._check.done()):
+            self._check = asyncio.create_task(self._look(), name="database-check")
+        if self._check is not None and not self._check.done():
+            await asyncio.wait({self._check})
+        return self.observe()
+
+    def _check_is_due(self) -> bool:
+        if self._vitality.outage_since is not None:
+            return False  # the healer is at it
+        now, interval = time.monotonic(), self._limits.check_interval_seconds
+        schema_age = now - self._schema_seen_at
+        if self._schema is not None and self._schema_seen.status not in ("current", "ahead"):
+            return schema_age >= interval
+        if self._passive or not self._connections.idle_available:
+            return False
+        age = self._vitality.age_seconds
+        return age is None or age >= interval or schema_age >= max(interval, _SCHEMA_EVIDENCE_SECONDS)
+
+    async def _look(self) -> None:
+        """One real check: the schema's revision, or a constant where there is no schema to look for."""
+        budget = min(_CHECK_SECONDS, self._limits.command_timeout_seconds)
+        deadline = time.monotonic() + budget
+        try:
+            connection = await asyncio.wait_for(self._connections.acquire(deadline), budget)
+        except RequestError:
+            return  # acquiring has told the vitality already
+        except TimeoutError:
+            self._connections.unanswered("timeout")
+            return
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
+                await self._inspect(connection)
+        except Exception as error:
+            diagnosis = diagnose(error)
+            self._connections.discard(connection)
+            if diagnosis.lost:
+                self._connections.unanswered(diagnosis.reason)
+            else:
+                log.warning("database.check_failed", reason=diagnosis.reason)
+        except BaseException:
+            self._connections.discard(connection)
+            raise
+        else:
+            self._vitality.success("probe")
+            await self._connections.release(connection)
+
+    async def _inspect(self, connection: Connection) -> None:
+        if self._schema is None:
+            await connection.fetchval("SELECT 1")
+            return
+        seen = await self._schema.inspect(connection)
+        if seen.status != self._schema_seen.status:
+            log.info("schema.seen", status=seen.status, found=seen.found, expected=seen.expected)
+        self._schema_seen, self._schema_seen_at = seen, time.monotonic()
+
+    async def _greet(self, connection: Connection) -> None:
+        """On the first connection of a recovery: look at the schema, and have it migrated where that is due."""
+        async with asyncio.timeout(self._limits.command_timeout_seconds):
+            await self._inspect(connection)
+        if self._migration_due:
+            if self._schema_seen.status in ("current", "ahead"):
+                self._migration_due = False
+            elif self._migrator is None or self._migrator.done():
+                self._migration_reason = "migrating"
+                self._migrator = asyncio.create_task(self._migrate(), name="database-migrate")
+
+    async def _migrate(self) -> None:
+        """Upgrades to head, on connections of its own; tried again until it succeeds."""
+        assert self._schema is not None
+        while True:
+            try:
+                await self._schema.migrate()
+                connection = await self._connections.acquire(time.monotonic() + 60)
+                try:
+                    await self._inspect(connection)
+                finally:
+                    self._connections.discard(connection)
+            except Exception as error:
+                diagnosis = diagnose(error)
+                self._migration_reason = "migration-failed"
+                log.exception("schema.migration_failed", reason=diagnosis.reason)
+            else:
+                self._migration_due, self._migration_reason = False, None
+                return
+            await asyncio.sleep(_MIGRATION_RETRY_SECONDS)
+
+    # -- small print -----------------------------------------------------------------------------------------
+
+    def _refuse_nesting(self) -> None:
+        holder = _holding.get()
+        if holder is not None and holder.active and holder.database is self:
+            raise NestedAcquisition(
+                "This code holds a connection and asks for another: on a full pool it would wait for itself. "
+                "Use the session or connection at hand."
+            )
+
+    def _hold(self) -> _Holder:
+        self._refuse_nesting()
+        holder = _Holder(self)
+        _holding.set(holder)
+        return holder
+
+    async def _take_back(self, connection: Connection, diagnosis: Diagnosis) -> None:
+        if diagnosis.lost or connection.is_closed():
+            self._connections.discard(connection)
+            self._connections.lost(diagnosis)
+        else:
+            # The server answered, with an error: it is alive and the connection is good.
+            self._vitality.success("traffic")
+            await self._connections.release(connection)
+
+    def _count(self, name: str, started: float, diagnosis: Diagnosis) -> None:
+        if self._metrics is not None:
+            self._metrics.error(diagnosis.reason)
+            self._metrics.statement(name, time.monotonic() - started, "error")
+
+    def _failed(self, name: str, diagnosis: Diagnosis) -> None:
+        if self._metrics is not None:
+            self._metrics.error(diagnosis.reason)
+        if diagnosis.lost:
+            self._connections.lost(diagnosis)
+
+    async def _pause(self, diagnosis: Diagnosis, attempt: int, deadline: float) -> bool:
+        """Waits before a repeat; False when the deadline leaves no room for one."""
+        if diagnosis.lost:
+            # acquire() waits for the healer, so there is nothing to wait for here.
+            return time.monotonic() < deadline and attempt < 5
+        pause = random.uniform(0, min(0.01 * 2**attempt, 0.5))  # noqa: S311 - jitter
+        if time.monotonic() + pause >= deadline or attempt > 8:
+            return False
+        await asyncio.sleep(pause)
+        return True
+
+
+class _Lent:
+    """A pool's connection as SQLAlchemy may have it: closing gives it back.
+
+    SQLAlchemy sets its JSON codecs on every connection it is given, and each setting wipes asyncpg's statement
+    cache; our columns need none, so that is ignored.
+    """
+
+    __slots__ = ("_connection", "_database", "_returned")
+
+    def __init__(self, connection: Connection, database: Database) -> None:
+        self._connection = connection
+        self._database = database
+        self._returned = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def set_type_codec(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def is_closed(self) -> bool:
+        return self._returned or self._connection.is_closed()
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
+        if self._returned:
+            return
+        self._returned = True
+        # SQLAlchemy closes with a timeout only when it wants the connection gone.
+        await self._database._give_back(self._connection, clean=timeout is None)
+
+    def terminate(self) -> None:
+        if not self._returned:
+            self._returned = True
+            self._database._connections.discard(self._connection)
+
+
+def _may_repeat(diagnosis: Diagnosis, repeatable: bool) -> bool:
+    if diagnosis.repeat is Repeat.IF_REPEATABLE:
+        return repeatable
+    return diagnosis.repeat is not Repeat.NEVER
+
+
+def _unexpected(error: BaseException, diagnosis: Diagnosis) -> BaseException | None:
+    """A defect of ours keeps its cause for the log; an expected fault leaves the driver's words behind."""
+    return error if diagnosis.reason in ("unexpected", "statement-refused") else None
