@@ -142,10 +142,13 @@ def make_engine(connect: Callable[[], Awaitable["asyncpg.Connection[Any]"]]) -> 
     Neither SQLAlchemy nor its errors show a parameter's value. Its own cache of prepared statements is off,
     because behind a pooler the next transaction may meet another backend, where they do not exist.
     """
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        poolclass=NullPool,
-        hide_parameters=True,
-        connect_args={"prepared_statement_cache_size": 0},
+
+    def open_adapted() -> Any:
+        # `async_creator=` would drop the argument about the cache, so this spells out what it does.
+        return dialect.connect(async_creator_fn=connect, prepared_statement_cache_size=0)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", creator=open_adapted, poolclass=NullPool, hide_parameters=True
     )
+    dialect: Any = engine.dialect.dbapi
+    return engine

@@ -6,7 +6,7 @@ from uuid import UUID
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
-from sqlalchemy import CheckConstraint, Index, Uuid, text
+from sqlalchemy import CheckConstraint, UniqueConstraint, Uuid, text
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
@@ -58,7 +58,7 @@ class User(Stamped, table=True):
 
     __tablename__ = "users"
     __table_args__ = (
-        Index("uq_users_email", "email", unique=True),
+        UniqueConstraint("email", name="uq_users_email"),
         CheckConstraint("email = lower(email)", name="email_lower"),
         CheckConstraint(f"char_length(email) BETWEEN 3 AND {EMAIL_MAX_LENGTH}", name="email_length"),
         CheckConstraint("email ~ '^[!-?A-~]+@[!-?A-~]+$'", name="email_shape"),

@@ -1,0 +1,112 @@
+"""What the tables look like to PostgreSQL itself: columns, constraints and indexes in the server's own words.
+
+`expected()` is the frozen answer for the head revision, kept in `catalogue.json`; `observed()` asks a server.
+Comparing the two needs no right but to read the catalogue and writes nothing, not even a temporary table.
+Tests hold the file to `SQLModel.metadata` and to the migrations, on the oldest and the newest server
+(docs/decisions/0006).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncpg
+
+FILE: Final = Path(__file__).with_name("catalogue.json")
+TABLES: Final = ("users", "tasks")
+
+# Only what lies in the search_path's first schema, where the migrations made it. `contype = 'n'` is left out
+# because PostgreSQL 18 lists NOT NULL there and 15 does not; the column's line says it for both.
+_QUERY = """
+WITH ours AS (
+    SELECT c.oid, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = current_schema() AND c.relname = ANY($1::text[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+)
+SELECT 'table ' || ours.relname AS what,
+       CASE relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned table' ELSE 'not a table' END
+       || CASE relpersistence WHEN 'u' THEN ', unlogged' ELSE '' END
+       || CASE WHEN relrowsecurity THEN ', row-level security' ELSE '' END
+       || CASE WHEN relforcerowsecurity THEN ', forced on its owner' ELSE '' END AS definition
+FROM ours
+UNION ALL
+SELECT 'column ' || ours.relname || '.' || a.attname,
+       format_type(a.atttypid, a.atttypmod)
+       || CASE WHEN a.attcollation <> t.typcollation THEN ' COLLATE ' || quote_ident(l.collname) ELSE '' END
+       || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
+       || CASE WHEN a.attidentity <> '' THEN ' IDENTITY' ELSE '' END
+       || CASE WHEN d.adbin IS NULL THEN ''
+               WHEN a.attgenerated <> '' THEN ' GENERATED (' || pg_get_expr(d.adbin, d.adrelid) || ')'
+               ELSE ' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid) END
+FROM ours
+JOIN pg_attribute a ON a.attrelid = ours.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_collation l ON l.oid = a.attcollation
+LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+UNION ALL
+SELECT 'constraint ' || ours.relname || '.' || k.conname, pg_get_constraintdef(k.oid)
+FROM ours
+JOIN pg_constraint k ON k.conrelid = ours.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x')
+UNION ALL
+SELECT 'index ' || ours.relname || '.' || i.relname,
+       CASE WHEN x.indisunique THEN 'UNIQUE ' ELSE '' END
+       || substring(pg_get_indexdef(x.indexrelid) FROM ' (USING .*)$')
+       || CASE WHEN x.indisvalid AND x.indisready THEN '' ELSE ' INVALID' END
+FROM ours
+JOIN pg_index x ON x.indrelid = ours.oid
+JOIN pg_class i ON i.oid = x.indexrelid
+UNION ALL
+SELECT 'trigger ' || ours.relname || '.' || g.tgname, pg_get_triggerdef(g.oid)
+FROM ours
+JOIN pg_trigger g ON g.tgrelid = ours.oid AND NOT g.tgisinternal
+UNION ALL
+-- A foreign key is kept by internal triggers, and ALTER TABLE ... DISABLE TRIGGER ALL switches it off silently.
+SELECT DISTINCT 'triggers of ' || ours.relname, 'some are disabled'
+FROM ours
+JOIN pg_trigger g ON g.tgrelid = ours.oid AND g.tgenabled <> 'O'
+"""
+
+
+async def observed(connection: asyncpg.Connection[Any]) -> dict[str, str]:
+    """Name to definition of everything on our tables, in the first schema of the connection's search_path."""
+    async with connection.transaction():
+        # Otherwise it says "user_id" where the file says user_id.
+        await connection.execute("SET LOCAL quote_all_identifiers = off")
+        rows = await connection.fetch(_QUERY, list(TABLES))
+    return {row["what"]: row["definition"] for row in rows}
+
+
+def expected() -> dict[str, str]:
+    """The same for the head revision, as frozen in the file."""
+    found: dict[str, str] = json.loads(FILE.read_text(encoding="ascii"))
+    return found
+
+
+def render(catalogue: dict[str, str]) -> str:
+    """The file's text: sorted, one line for each thing, control characters escaped."""
+    return json.dumps(catalogue, indent=1, sort_keys=True) + "\n"
+
+
+def compare(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    """One sentence for each difference, in a stable order; empty when there is none.
+
+    What lies on a table that is missing altogether is not listed one by one.
+    """
+    missing_tables = {
+        what.removeprefix("table ") for what in wanted.keys() - found.keys() if what[:6] == "table "
+    }
+    sentences = []
+    for what in sorted(wanted.keys() | found.keys()):
+        if what not in found:
+            table = what.split(" ", 1)[1].split(".", 1)[0]
+            if what.startswith("table ") or table not in missing_tables:
+                sentences.append(f"{what} is missing")
+        elif what not in wanted:
+            sentences.append(f"{what} is not declared: {found[what]!r}")
+        elif found[what] != wanted[what]:
+            sentences.append(f"{what} is {found[what]!r}, declared as {wanted[what]!r}")
+    return sentences
