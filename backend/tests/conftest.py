@@ -1,0 +1,223 @@
+"""What the tests stand on: a real PostgreSQL of their own, and for each test a database of its own.
+
+Nothing here, and no test, ever touches the database that is configured: every setting is taken out of the
+environment first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+import pytest
+
+from src.config import settings as settings_module
+from src.config.database import ConnectionSettings, parse
+from src.services.embedded import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from src.services.database import Database
+
+T = TypeVar("T")
+
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+"""For throw-away clusters only: a test that kills a server and counts rows asks for none of these."""
+
+_TEST_SECONDS = float(os.environ.get("GROUNDWORK_TEST_SECONDS", "180"))
+_NO_SKIPS = "GROUNDWORK_FORBID_SKIPS"
+
+
+# How a run is judged
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A copy of the real descriptor: pytest's capturing replaces 2 while a test runs.
+    config.stash[_STDERR] = os.fdopen(os.dup(2), "w")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    faulthandler.cancel_dump_traceback_later()
+    config.stash[_STDERR].close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A hung test ends the run with every thread's stack, instead of hanging it."""
+    faulthandler.dump_traceback_later(_TEST_SECONDS, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if os.environ.get(_NO_SKIPS) and exitstatus == pytest.ExitCode.OK and _counts(session.config)["skipped"]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    counts = _counts(config)
+    terminalreporter.write_line(f"{counts['run']} tests were run, {counts['skipped']} skipped.")
+    if os.environ.get(_NO_SKIPS) and counts["skipped"]:
+        terminalreporter.write_line("A skipped test proves nothing: this run counts as failed.", red=True)
+
+
+def _counts(config: pytest.Config) -> dict[str, int]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    stats: dict[str, list[Any]] = reporter.stats if reporter else {}
+    run = sum(len(stats.get(name, [])) for name in ("passed", "failed", "xfailed", "xpassed"))
+    return {"run": run, "skipped": len(stats.get("skipped", []))}
+
+
+_STDERR = pytest.StashKey[Any]()
+
+
+# Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variable of the caller's and no backend/.env reaches a test."""
+    names = {name.upper() for name in settings_module.Settings.model_fields}
+    for variable in list(os.environ):
+        if variable.upper() in names or (variable.startswith("PG") and variable[2:].isalpha()):
+            monkeypatch.delenv(variable)
+    monkeypatch.setattr(settings_module, "ENV_FILE", tmp_path_factory.getbasetemp() / "there-is-no.env")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+# PostgreSQL
+
+
+@contextlib.contextmanager
+def open_directory() -> Iterator[Path]:
+    """A new directory that an unprivileged user may pass through (pytest's own are closed)."""
+    path = Path(tempfile.mkdtemp(prefix="groundwork-test-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One running PostgreSQL 18 for the whole session. Whoever stops or freezes a server uses a private one."""
+    with open_directory() as directory, EmbeddedPostgres(directory / "data", options=FAST) as server:
+        yield server
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., EmbeddedPostgres]]:
+    """A factory of started servers of the test's own: `private_postgres(options=..., binaries=..., port=...)`.
+
+    They keep fsync and synchronous_commit on unless told otherwise, and are ended and deleted after the test.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            *,
+            options: Mapping[str, str] | None = None,
+            binaries: Path | None = None,
+            port: int | None = None,
+            directory: Path | None = None,
+        ) -> EmbeddedPostgres:
+            place = directory or stack.enter_context(open_directory()) / "data"
+            server = EmbeddedPostgres(place, options=options, binaries=binaries, port=port)
+            stack.callback(server.stop, "immediate")
+            server.start()
+            return server
+
+        yield start
+
+
+class Administrator:
+    """Runs coroutines in a thread of its own, so that fixtures need not care whose loop a test has."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="administrator", daemon=True)
+        self._thread.start()
+        self._connection: asyncpg.Connection[asyncpg.Record] = self.run(asyncpg.connect(url))
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
+
+    def execute(self, statement: str) -> None:
+        self.run(self._connection.execute(statement))
+
+    def close(self) -> None:
+        self.run(self._connection.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def administrator(postgres: EmbeddedPostgres) -> Iterator[Administrator]:
+    opened = Administrator(postgres.url_for("postgres"))
+    yield opened
+    opened.close()
+
+
+@contextlib.contextmanager
+def _database(administrator: Administrator, *, template: str = "template1") -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    administrator.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    try:
+        yield name
+    finally:
+        administrator.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def empty_database_url(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterator[str]:
+    """The URL of a fresh database without any table."""
+    with _database(administrator) as name:
+        yield postgres.url_for(name)
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterator[str]:
+    """The name of a migrated database that others are cloned from; nobody stays connected to it."""
+    from src.services import schema
+
+    with _database(administrator) as name:
+        administrator.run(schema.create_tables(parse(postgres.url_for(name))))
+        yield name
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[str]:
+    """The URL of a fresh migrated database."""
+    with _database(administrator, template=template) as name:
+        yield postgres.url_for(name)
+
+
+@pytest.fixture
+def connection_settings(database_url: str) -> ConnectionSettings:
+    return parse(database_url)
+
+
+@pytest.fixture
+async def database(connection_settings: ConnectionSettings) -> AsyncIterator[Database]:
+    """An opened `Database` on a fresh migrated database."""
+    from src.services.database import Database
+
+    async with Database(connection_settings) as opened:
+        yield opened
