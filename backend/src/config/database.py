@@ -33,7 +33,8 @@ from .pasted import EXAMPLE, Host, Pasted, is_printable_key, read
 __all__ = ["ConnectionSettings", "Host", "Pooler", "PoolerSetting", "Tls", "TlsMode", "parse"]
 
 TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
-Pooler = Literal["none", "transaction", "tracking"]
+# "auto": the name does not tell; the database service finds out when it first connects.
+Pooler = Literal["auto", "none", "transaction", "tracking"]
 PoolerSetting = Literal["auto", "none", "transaction", "tracking"]
 
 APPLICATION_NAME = "groundwork"
@@ -448,13 +449,7 @@ class _Translation:
         )
         if asked or supabase:
             return "transaction"
-        if any(host.port == 6432 and not host.is_socket for host in self.pasted.hosts):
-            self.warnings.append(
-                "Port 6432 is PgBouncer's, so prepared statements are not kept. Say DATABASE_POOLER=none when "
-                "PostgreSQL itself listens there, or tracking for PgBouncer 1.21 and later with max_prepared_statements."
-            )
-            return "transaction"
-        return "none"
+        return "none" if any(_is_neon(name) for name in names) else "auto"
 
     def _server_settings(self, pooler: Pooler, neon: bool) -> dict[str, str]:
         given = self._options(neon)
@@ -468,7 +463,7 @@ class _Translation:
                     f"options sets {key}; it is left out, because every session runs in UTC and UTF-8."
                 )
                 del given[key]
-            elif pooler != "none" and key.lower() not in _POOLER_SETTINGS:
+            elif pooler not in {"none", "auto"} and key.lower() not in _POOLER_SETTINGS:
                 self.pasted.fault(
                     f"options sets {key}, which a pooler refuses while a connection starts.",
                     f"Use the host without the pooler, or run: ALTER ROLE your_role SET {key} = ...",

@@ -24,7 +24,7 @@ from .faults import Diagnosis, as_refusal, as_request_error, diagnose
 from .vitality import PoolObservation, Vitality
 
 if TYPE_CHECKING:
-    from ..config.database import ConnectionSettings
+    from ..config.database import ConnectionSettings, Pooler
     from .metrics import DatabaseMetrics
 
     Connection = asyncpg.Connection[Any]
@@ -315,7 +315,7 @@ class Connections:
             reset=_no_reset,
         )
 
-    async def _sound(self) -> str:
+    async def _sound(self) -> Pooler:
         """Whether a pooler stands between: the process id the connection was given is then not the backend's."""
         connection = await asyncpg.connect(
             **self.settings.asyncpg_arguments(),
