@@ -1,0 +1,264 @@
+"""One line an event: for people on a terminal, JSON for machines. Importing this changes nothing.
+
+Our own events are rendered and written directly; what libraries log through the standard library (uvicorn,
+alembic, asyncio, warnings) goes through the same steps. A request's id is bound by `structlog.contextvars`
+and so stands in every line. Values cannot break a line: control characters, line separators and terminal
+escapes are shown as escapes. The last belt: what looks like a credential is masked (`config.redaction`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO, cast
+from weakref import WeakSet
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+from .redaction import is_suspect, redact
+
+Format = Literal["auto", "console", "json"]
+Render = Callable[[MutableMapping[str, Any]], str]
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+# SQLAlchemy's INFO prints statements with their parameters; asyncio's DEBUG speaks of every selector.
+_AT_LEAST = {"asyncio": logging.INFO, "alembic": logging.INFO, "sqlalchemy": logging.WARNING}
+_MAXIMUM_TRACEBACK = 20_000
+_MAXIMUM_VALUE = 20_000
+
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+_COLOURS = {
+    "debug": "\x1b[2m",
+    "info": "\x1b[32m",
+    "warning": "\x1b[33m",
+    "error": "\x1b[31m",
+    "critical": "\x1b[1;31m",
+}
+_PLAIN = "\x1b[0m"
+
+# Loggers live in modules and outlast a configuration; they all share these two, which `configure` changes in place.
+_steps: list[Processor] = []
+_loggers: WeakSet[Any] = WeakSet()
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A module's logger: `log.info("pool-opened", size=4)`. It may be made before `configure` is called."""
+    logger = structlog.get_logger(name)
+    _loggers.add(logger)
+    return cast(FilteringBoundLogger, logger)
+
+
+def configure(level: str = "info", format: Format = "auto", stream: TextIO | None = None) -> None:  # noqa: A002
+    """Send every event to `stream` (standard error), one line each. It may be called again; the last call counts."""
+    target = sys.stderr if stream is None else stream
+    terminal = _is_terminal(target)
+    threshold = _LEVELS[level.lower()]
+    _Writer.stream = target
+    render: Render = _json_line
+    if format == "console" or (format == "auto" and terminal):
+        render = _Console(colours=terminal and not os.environ.get("NO_COLOR"))
+    _steps[:] = [
+        structlog.contextvars.merge_contextvars,
+        _stamp,
+        _exception,
+        _Rendered(render),
+    ]
+    structlog.configure(
+        processors=_steps,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        context_class=dict,
+        logger_factory=_Writer,
+        cache_logger_on_first_use=True,
+    )
+    for logger in _loggers:
+        logger.__dict__.pop("bind", None)  # what structlog cached was assembled for the former level
+    _adopt_standard_library(threshold)
+
+
+class _Writer:
+    """Where lines go. A closed or broken stream loses the line, never the request that logged it."""
+
+    stream: TextIO = sys.stderr
+    _lock = threading.Lock()
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        stream = _Writer.stream
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            stream.write(line + "\n")
+            if not getattr(stream, "line_buffering", False):
+                stream.flush()
+
+    debug = info = warning = warn = error = err = critical = fatal = exception = failure = log = msg
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+# --- the steps of an event -----------------------------------------------------------------------------------
+
+
+def _stamp(logger: Any, method: str, event: EventDict) -> EventDict:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    stamped: dict[str, Any] = {"timestamp": now, "level": "error" if method == "exception" else method}
+    stamped["event"] = event.pop("event", "")
+    if logger.name is not None:
+        stamped["logger"] = logger.name
+    stamped.update(event)
+    return stamped
+
+
+def _exception(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """`exc_info` becomes one text: the traceback with source lines and without the values of variables."""
+    given = event.pop("exc_info", None)
+    if given is None or given is False:
+        return event
+    if isinstance(given, tuple):
+        given = given[1]
+    error = given if isinstance(given, BaseException) else sys.exc_info()[1]
+    if error is not None:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        if len(text) > _MAXIMUM_TRACEBACK:
+            half = _MAXIMUM_TRACEBACK // 2
+            text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+        event["exception"] = text
+    return event
+
+
+class _Rendered:
+    """The last step: text. Credentials are looked for in the finished line, because nearly every line has none."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+
+    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        line = self._render(event)
+        return self._render(redact(event)) if is_suspect(line) else line
+
+
+def _json_line(event: MutableMapping[str, Any]) -> str:
+    try:
+        line = _encode(event)
+    except (TypeError, ValueError, RecursionError):
+        # NaN, a circular value or an odd key: the facts as text are better than no line.
+        line = _encode(
+            {
+                _shown(key): value if isinstance(value, int | None) else _shown(value)
+                for key, value in event.items()
+            }
+        )
+    return line.replace("\x7f", "\\u007f")
+
+
+def _shown(value: object) -> str:
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except Exception:  # a value's own __str__ may do anything
+        text = f"<{type(value).__name__} without text>"
+    return text if len(text) <= _MAXIMUM_VALUE else f"{text[:_MAXIMUM_VALUE]}... ({len(text)} characters)"
+
+
+# ASCII only: whatever encoding the stream has, and no separator that a reader may take for a new line.
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=_shown).encode
+
+
+class _Console:
+    """`20:15:42 warning  pool-exhausted  waiting=3 request_id=...`, and a traceback indented beneath."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, event: MutableMapping[str, Any]) -> str:
+        facts = dict(event)
+        time = str(facts.pop("timestamp", ""))[11:19]
+        level = str(facts.pop("level", ""))
+        exception = facts.pop("exception", None)
+        name = _escaped(_shown(facts.pop("event", "")))
+        logger = facts.pop("logger", None)
+        label = f"{level:<8}"
+        if self._colours:
+            label = f"{_COLOURS.get(level, '')}{label}{_PLAIN}"
+        words = [f"{_escaped(_shown(key))}={_quoted(_shown(value))}" for key, value in facts.items()]
+        if logger is not None:
+            words.append(f"[{_escaped(_shown(logger))}]")
+        line = "  ".join(part for part in (f"{time} {label}{name}", " ".join(words)) if part)
+        if exception is not None:
+            # The bar keeps a line forged inside an exception's message from passing for an event.
+            line += "".join(f"\n    | {_escaped(part)}" for part in re.split(r"\r?\n", _shown(exception)))
+        return line
+
+
+def _escaped(text: str) -> str:
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _quoted(text: str) -> str:
+    shown = _escaped(text)
+    if shown and not re.search(r"[\s\"=]", shown):
+        return shown
+    return '"' + shown.replace('"', '\\"') + '"'
+
+
+# --- the standard library's loggers ------------------------------------------------------------------------------
+
+
+class _Adopted(logging.Handler):
+    """A record of a library takes the same steps as an event of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except Exception:  # arguments that do not fit the message
+            text = _shown(record.msg)
+        writer = _Writer(record.name)
+        level = next((name for name, number in _LEVELS.items() if number >= record.levelno), "critical")
+        line: Any = {"event": text, "exc_info": record.exc_info}
+        with contextlib.suppress(Exception):
+            for step in _steps:
+                line = step(writer, level, line)
+            writer.msg(line)
+
+
+def _adopt_standard_library(threshold: int) -> None:
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, _Adopted) or type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.addHandler(_Adopted())
+    root.setLevel(threshold)
+    for name in (
+        "uvicorn",
+        "uvicorn.error",
+        "uvicorn.asgi",
+        "alembic",
+        "sqlalchemy",
+        "asyncio",
+        "py.warnings",
+    ):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(max(threshold, _AT_LEAST.get(name, 0)))
+    # uvicorn's access log prints query strings, and tokens in them; a request has its own line from our middleware.
+    access = logging.getLogger("uvicorn.access")
+    access.handlers.clear()
+    access.propagate = False
+    access.setLevel(logging.CRITICAL + 1)
+    logging.captureWarnings(True)
