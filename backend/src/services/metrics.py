@@ -23,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 if TYPE_CHECKING:
-    from .database import Observation
+    from .vitality import Observation
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STATEMENT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -124,7 +124,7 @@ class Metrics:
         self._ready = gauge("groundwork_ready", "1 when every worker is ready, else 0.", workers="livemin")
         self._evidence_age = gauge(
             "groundwork_health_evidence_age_seconds",
-            "Seconds since anything was known of the database (since the start, if nothing was); oldest worker.",
+            "Seconds since anything was known of the database, or since the start; the oldest worker.",
             workers="livemax",
         )
         self._build = gauge(
@@ -177,7 +177,7 @@ class Metrics:
 
     @contextmanager
     def checking(self, check: str) -> Iterator[Callable[[str], None]]:
-        """Times one health check; the body says its outcome: `pass`, `warn` or `fail` (raising is `error`)."""
+        """Times one health check; the body says its outcome, `pass`, `warn` or `fail` (raising: `error`)."""
         outcome = "error"
 
         def conclude(word: str) -> None:

@@ -1,0 +1,197 @@
+"""What happens around every request: one raw ASGI middleware, because each layer costs every request.
+
+It gives the request an id, bounds its body, turns an unexpected exception into a 500 problem, counts and
+times the answer under its route template, and writes one log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import time
+import traceback
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, reset_contextvars
+
+from ..config.logging import get_logger
+from ..errors import GroundworkError, InternalFault, OutcomeUnknown, RequestError, Unavailable
+from ..services.metrics import Metrics
+from . import problems
+
+# Long enough for every tracing system's ids, and nothing that a log or a header could be broken with.
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+_UNMATCHED = "unmatched"
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+# These libraries quote values (parameters, keys of rows, inputs) in their messages.
+_QUOTING = ("asyncpg", "sqlalchemy", "pydantic", "pydantic_core", "fastapi")
+
+log = get_logger("groundwork.http")
+
+
+class RequestMiddleware:
+    """`Metrics` counts what passes; `max_body_bytes` bounds what comes in."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.max_body_bytes = max_body_bytes
+        # A random start and a counter: unique without asking the kernel for random bytes at every request.
+        self._prefix = os.urandom(8).hex()
+        self._count = itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, _without_traceback(scope, send))
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        started_at = time.perf_counter()
+        request_id = b""
+        announced = 0
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _SANE_REQUEST_ID.fullmatch(value):
+                request_id = value
+            elif name == b"content-length" and value.isdigit():
+                # Nineteen digits are more than any limit, and `int` refuses thousands of them.
+                announced = int(value[:19])
+        if not request_id:
+            request_id = f"{self._prefix}-{next(self._count):x}".encode()
+        text_id = request_id.decode("ascii")
+
+        method: str = scope["method"]
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = text_id
+        inner = scope
+        if method == "HEAD":
+            # HEAD is GET without the body (RFC 9110, 9.3.2), for every route at once. The copy keeps the
+            # server's own scope as it was, because the server looks at the method too.
+            inner = {**scope, "method": "GET"}
+
+        status = 0
+        left = self.max_body_bytes
+
+        async def bounded_receive() -> Message:
+            nonlocal left
+            message = await receive()
+            if message["type"] == "http.request":
+                left -= len(message.get("body", b""))
+                if left < 0:
+                    raise HTTPException(problems.TooLarge.status)
+            return message
+
+        async def finished_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id), _NOSNIFF]
+                message = {**message, "headers": headers}
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        async def say(error: RequestError) -> None:
+            state["problem"] = error
+            await problems.answer(error, text_id)(inner, receive, finished_send)
+
+        unexpected: BaseException | None = None
+        context = bind_contextvars(request_id=text_id)
+        try:
+            if announced > self.max_body_bytes:
+                await say(problems.TooLarge())
+            else:
+                await self.app(inner, bounded_receive, finished_send)
+        except asyncio.CancelledError as error:
+            # The server gives up on requests that outlive its shutdown. A write may have been stored.
+            unexpected = error
+            if not status:
+                cut = Unavailable("cancelled", "The service is stopping.")
+                await say(cut if method in _SAFE_METHODS else OutcomeUnknown("cancelled"))
+            raise
+        except Exception as error:
+            # Once an answer has begun nothing can replace it: it stays unfinished, and the server, seeing
+            # that, closes the connection, so the client does not take it for a whole one.
+            unexpected = error
+            if not status:
+                await say(RequestError())
+        finally:
+            seconds = time.perf_counter() - started_at
+            route = route_of(inner)
+            known = method if method in _METHODS else "OTHER"
+            # No status at all is an application that returned without answering: the server says 500.
+            self.metrics.request(known, route, status or 500, seconds)
+            self._log(known, route, status or 500, seconds, state.get("problem"), unexpected)
+            reset_contextvars(**context)
+
+    def _log(
+        self,
+        method: str,
+        route: str,
+        status: int,
+        seconds: float,
+        problem: RequestError | None,
+        unexpected: BaseException | None,
+    ) -> None:
+        facts: dict[str, Any] = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        if problem is not None:
+            facts["problem"] = problem.slug
+            if reason := getattr(problem, "reason", None):
+                facts["reason"] = reason
+        if isinstance(unexpected, asyncio.CancelledError):
+            log.warning("request", **facts, cancelled=True)
+        elif unexpected is not None or isinstance(problem, InternalFault):
+            log.error("request", **facts, exception=traceback_of(unexpected or problem))
+        elif route in _PROBES:
+            log.debug("request", **facts)
+        else:
+            log.info("request", **facts)
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that was chosen, prefixes of its routers included, or one word for none."""
+    # An included router's routes know their prefix only in this context, which FastAPI leaves in the scope.
+    chosen = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    return getattr(chosen, "path_format", None) or _UNMATCHED
+
+
+def traceback_of(error: BaseException | None) -> str:
+    """The frames of an exception and its causes; messages that may quote values are left out."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        kind = type(error)
+        message = (
+            str(error)[:300] if kind.__module__.partition(".")[0] not in _QUOTING else "(message withheld)"
+        )
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"{frames}{kind.__module__}.{kind.__qualname__}: {message}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\ncaused by:\n".join(parts)
+
+
+def _without_traceback(scope: Scope, send: Send) -> Send:
+    """Says in our own words why the start was refused, where Starlette would send a traceback."""
+
+    async def one_line(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            refusal: GroundworkError | None = getattr(scope["app"].state, "refusal", None)
+            if refusal is not None:
+                message = {**message, "message": str(refusal)}
+        await send(message)
+
+    return one_line

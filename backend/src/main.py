@@ -1,0 +1,106 @@
+"""The application: `create_app(settings)`, and `app` for `uvicorn src.main:app`.
+
+Importing this module reads and starts nothing. `app` is made when somebody asks for it by that name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+
+from .api import health, problems, reference
+from .api.middleware import RequestMiddleware
+from .config.logging import configure
+from .config.settings import Settings, load_settings, migration_connection, require_database
+from .errors import ConfigurationError, DatabaseRefused
+from .services.database import Database
+from .services.metrics import Metrics
+from .services.revision import CodeRevision
+from .version import VERSION
+
+TITLE = "Groundwork"
+DESCRIPTION = """The backend and data layer of a multi-user task service, on PostgreSQL.
+
+Errors are `application/problem+json`; [the catalogue](/problems) explains each kind. 2xx means committed,
+and 503 means that nothing was written. Every answer carries an `X-Request-ID`; one of your own is kept when
+it is 1 to 128 letters, digits or `._:=+/-`."""
+
+
+def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
+    """The application for these settings. It opens and closes a `Database` of its own with the server's
+    lifespan; a given one is used as it is and stays its owner's."""
+    metrics = Metrics(VERSION)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            try:
+                opened = _database(settings, metrics) if database is None else database
+                if database is None:
+                    await stack.enter_async_context(opened)
+            except (ConfigurationError, DatabaseRefused) as refusal:
+                # The middleware lets the server say this in one line, without a traceback.
+                app.state.refusal = refusal
+                raise
+            app.state.database = opened
+            sampler = asyncio.create_task(metrics.sample(opened.observe), name="event-loop-lag")
+            try:
+                yield
+            finally:
+                sampler.cancel()
+                with suppress(asyncio.CancelledError):
+                    await sampler
+
+    app = FastAPI(
+        title=TITLE,
+        version=VERSION,
+        description=DESCRIPTION,
+        license_info={"name": "MIT"},
+        lifespan=lifespan,
+        # The reference serves these itself, without the internet.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would repeat the Host header, which is input.
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.settings = settings
+    app.state.metrics = metrics
+    app.state.database = database
+    app.state.draining = False
+    app.state.refusal = None
+    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    problems.install(app)
+    app.include_router(health.router)
+    reference.install(app)
+    return app
+
+
+def _database(settings: Settings, metrics: Metrics) -> Database:
+    connection = require_database(settings)
+    revision = CodeRevision(migration_connection(settings))
+    return Database.from_settings(settings, connection, schema=revision, metrics=metrics)
+
+
+def _app_from_environment() -> FastAPI:
+    try:
+        settings = load_settings()
+        require_database(settings)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    configure(settings.log_level, settings.log_format)
+    return create_app(settings)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        globals()["app"] = app = _app_from_environment()
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
