@@ -56,14 +56,13 @@ class Limits:
 
 
 class Connections:
-    """Opens, lends and takes back connections. `greet` runs on the first connection of every recovery."""
+    """Opens, lends and takes back connections."""
 
     def __init__(
         self,
         settings: ConnectionSettings,
         limits: Limits,
         vitality: Vitality,
-        greet: Callable[[Connection], Awaitable[None]],
         metrics: DatabaseMetrics | None,
     ) -> None:
         self.settings = settings
@@ -73,7 +72,7 @@ class Connections:
         self.server_version: str | None = None
         self.read_only = False
         self.waiting = 0
-        self._greet = greet
+        self._greet: Callable[[Connection], Awaitable[None]] = _no_greeting
         self._metrics = metrics
         self._pool: asyncpg.Pool[Any] | None = None
         self._queue = asyncio.Semaphore(limits.pool_size)
@@ -85,8 +84,12 @@ class Connections:
 
     # -- opening and closing ---------------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Starts the healer and gives it one connect timeout to succeed. Raises `DatabaseRefused` only."""
+    async def open(self, greet: Callable[[Connection], Awaitable[None]]) -> None:
+        """Starts the healer and gives it one connect timeout to succeed. Raises `DatabaseRefused` only.
+
+        `greet` runs on the first connection of every recovery, before anybody else gets one.
+        """
+        self._greet = greet
         self._healer = asyncio.create_task(self._heal(first=True), name="database-healer")
         done, _ = await asyncio.wait({self._healer}, timeout=self.limits.connect_timeout_seconds)
         if done:
@@ -356,6 +359,10 @@ class Connections:
             getattr(reported, "default_transaction_read_only", "off"),
         )
         return connection
+
+
+async def _no_greeting(_: Connection) -> None:
+    """Before `open` there is nothing to look at."""
 
 
 async def _no_reset(_: Any) -> None:

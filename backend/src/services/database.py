@@ -17,17 +17,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import asyncpg
-import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from ..errors import NestedAcquisition, RequestError, Unavailable
+from ..errors import NestedAcquisition, Unavailable
 from ..models.base import make_engine
 from .connections import Connection, Connections, Limits
 from .faults import Diagnosis, Repeat, as_request_error, diagnose
+from .health import Health, Schema
 from .statements import Statement
 from .vitality import Observation, PoolObservation, SchemaObservation, Vitality
 
@@ -38,24 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Database", "Limits", "Observation", "PoolObservation", "Schema", "SchemaObservation"]
 
-log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-# Seconds after which an active check looks at the schema's revision again although traffic proves the rest.
-_SCHEMA_EVIDENCE_SECONDS = 10.0
-# A check that got no answer for so long says so; the budget of a Kubernetes probe is of this size.
-_CHECK_SECONDS = 1.5
-_MIGRATION_RETRY_SECONDS = 10.0
 _DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, SQLAlchemyError)
-
-
-class Schema(Protocol):
-    """What the database service asks of the schema: bring it to the code's revision, and say which it has."""
-
-    expected: str
-
-    async def migrate(self) -> None: ...
-    async def inspect(self, connection: Connection) -> SchemaObservation: ...
 
 
 class _Holder:
@@ -87,18 +72,13 @@ class Database:
         self._limits = limits or Limits()
         if connection.connect_timeout_seconds is not None:
             self._limits = replace(self._limits, connect_timeout_seconds=connection.connect_timeout_seconds)
-        self._passive = passive
-        self._schema = schema
-        self._migration_due = migrate and schema is not None
-        self._schema_seen = SchemaObservation("unknown", None, schema.expected if schema else "")
-        self._schema_seen_at = float("-inf")
-        self._migration_reason: str | None = None
         self._metrics = metrics
         self._vitality = Vitality()
-        self._connections = Connections(connection, self._limits, self._vitality, self._greet, metrics)
+        self._connections = Connections(connection, self._limits, self._vitality, metrics)
+        self._health = Health(
+            self._connections, self._vitality, passive=passive, schema=schema, migrate=migrate
+        )
         self._engine = make_engine(self._lend_to_session)
-        self._check: asyncio.Task[None] | None = None
-        self._migrator: asyncio.Task[None] | None = None
 
     @classmethod
     def from_settings(
@@ -143,16 +123,13 @@ class Database:
         certificate: waiting does not mend these.
         """
         try:
-            await self._connections.open()
+            await self._connections.open(self._health.greet)
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        for task in (self._check, self._migrator):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await self._health.close()
         await self._connections.close()
         await self._engine.dispose()
 
@@ -359,120 +336,11 @@ class Database:
 
     def observe(self) -> Observation:
         """What is known now, from evidence that is there already: sends nothing, opens nothing."""
-        vitality, pool = self._vitality, self._connections.observe()
-        status = vitality.status(passive=self._passive, open_connections=pool.open)
-        reason = vitality.reason if status in ("starting", "down") else None
-        schema = self._schema_seen
-        ready = status in ("up", "asleep")
-        if ready and self._schema is not None and schema.status not in ("current", "ahead"):
-            ready = False
-            reason = self._migration_reason or f"schema-{schema.status}"
-        elif ready and schema.status == "ahead":
-            reason = "schema-ahead"
-        return Observation(
-            status=status,
-            ready=ready,
-            reason=reason,
-            evidence=vitality.evidence,
-            evidence_at=vitality.evidence_at,
-            evidence_age_seconds=vitality.age_seconds,
-            mode="passive" if self._passive else "active",
-            pool=pool,
-            schema=schema,
-            server_version=self._connections.server_version,
-            read_only=self._connections.read_only,
-        )
+        return self._health.observe()
 
     async def check(self) -> Observation:
-        """What is known, after at most one real check an interval however many ask; passive: never one.
-
-        Returns within about 1.5 s. A schema that is not the code's is looked at again in both modes.
-        """
-        if self._check_is_due() and (self._check is None or self._check.done()):
-            self._check = asyncio.create_task(self._look(), name="database-check")
-        if self._check is not None and not self._check.done():
-            await asyncio.wait({self._check})
-        return self.observe()
-
-    def _check_is_due(self) -> bool:
-        if self._vitality.outage_since is not None:
-            return False  # the healer is at it
-        now, interval = time.monotonic(), self._limits.check_interval_seconds
-        schema_age = now - self._schema_seen_at
-        if self._schema is not None and self._schema_seen.status not in ("current", "ahead"):
-            return schema_age >= interval
-        if self._passive or not self._connections.idle_available:
-            return False
-        age = self._vitality.age_seconds
-        return age is None or age >= interval or schema_age >= max(interval, _SCHEMA_EVIDENCE_SECONDS)
-
-    async def _look(self) -> None:
-        """One real check: the schema's revision, or a constant where there is no schema to look for."""
-        budget = min(_CHECK_SECONDS, self._limits.command_timeout_seconds)
-        deadline = time.monotonic() + budget
-        try:
-            connection = await asyncio.wait_for(self._connections.acquire(deadline), budget)
-        except RequestError:
-            return  # acquiring has told the vitality already
-        except TimeoutError:
-            self._connections.unanswered("timeout")
-            return
-        try:
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
-                await self._inspect(connection)
-        except Exception as error:
-            diagnosis = diagnose(error)
-            self._connections.discard(connection)
-            if diagnosis.lost:
-                self._connections.unanswered(diagnosis.reason)
-            else:
-                log.warning("database.check_failed", reason=diagnosis.reason)
-        except BaseException:
-            self._connections.discard(connection)
-            raise
-        else:
-            self._vitality.success("probe")
-            await self._connections.release(connection)
-
-    async def _inspect(self, connection: Connection) -> None:
-        if self._schema is None:
-            await connection.fetchval("SELECT 1")
-            return
-        seen = await self._schema.inspect(connection)
-        if seen.status != self._schema_seen.status:
-            log.info("schema.seen", status=seen.status, found=seen.found, expected=seen.expected)
-        self._schema_seen, self._schema_seen_at = seen, time.monotonic()
-
-    async def _greet(self, connection: Connection) -> None:
-        """On the first connection of a recovery: look at the schema, and have it migrated where that is due."""
-        async with asyncio.timeout(self._limits.command_timeout_seconds):
-            await self._inspect(connection)
-        if self._migration_due:
-            if self._schema_seen.status in ("current", "ahead"):
-                self._migration_due = False
-            elif self._migrator is None or self._migrator.done():
-                self._migration_reason = "migrating"
-                self._migrator = asyncio.create_task(self._migrate(), name="database-migrate")
-
-    async def _migrate(self) -> None:
-        """Upgrades to head, on connections of its own; tried again until it succeeds."""
-        assert self._schema is not None
-        while True:
-            try:
-                await self._schema.migrate()
-                connection = await self._connections.acquire(time.monotonic() + 60)
-                try:
-                    await self._inspect(connection)
-                finally:
-                    self._connections.discard(connection)
-            except Exception as error:
-                diagnosis = diagnose(error)
-                self._migration_reason = "migration-failed"
-                log.exception("schema.migration_failed", reason=diagnosis.reason)
-            else:
-                self._migration_due, self._migration_reason = False, None
-                return
-            await asyncio.sleep(_MIGRATION_RETRY_SECONDS)
+        """What is known, after at most one real check an interval however many ask; passive: never one."""
+        return await self._health.check()
 
     # -- small print -----------------------------------------------------------------------------------------
 
