@@ -142,7 +142,7 @@ def diagnose(error: BaseException) -> Diagnosis:
     error = unwrap(error)
     if isinstance(error, asyncpg.PostgresError):
         return _diagnose_sqlstate(error)
-    if isinstance(error, asyncpg.DataError | asyncpg.exceptions.UnsupportedClientFeatureError):
+    if isinstance(error, asyncpg.exceptions.UnsupportedClientFeatureError):
         return Diagnosis("unencodable-value", Invalid)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return Diagnosis("tls-misconfigured", Unavailable, lost=True, fatal=True)
