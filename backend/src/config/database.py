@@ -12,34 +12,24 @@ given. Weaker modes have to be asked for by name and leave a warning.
 
 from __future__ import annotations
 
-import os
 import re
-import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from ipaddress import ip_address
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast, get_args
-from urllib.parse import quote
+from typing import Literal, cast, get_args
 
-import certifi
 from pydantic import SecretStr
 
 from ..errors import ConfigurationError, Fault
+from .connection import APPLICATION_NAME, ConnectionSettings, Pooler, without_pooler
 from .pasted import EXAMPLE, Host, Pasted, is_printable_key, read
+from .tls import VERSIONS, Tls, TlsMode
 
 __all__ = ["ConnectionSettings", "Host", "Pooler", "PoolerSetting", "Tls", "TlsMode", "parse"]
 
-TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
-# "auto": the name does not tell; the database service finds out when it first connects.
-Pooler = Literal["auto", "none", "transaction", "tracking"]
-PoolerSetting = Literal["auto", "none", "transaction", "tracking"]
+PoolerSetting = Pooler
 
-APPLICATION_NAME = "groundwork"
 _SESSION_ATTRIBUTES = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
-_TLS_VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 # What PgBouncer accepts while a connection starts; anything else it refuses with 08P01.
 _POOLER_SETTINGS = {
     "application_name",
@@ -105,176 +95,6 @@ _ADVICE = {
     "require_auth": "asyncpg cannot promise it; a verified certificate stands in for it. Leave it out.",
     "timezone": "Leave it out: every session runs in UTC.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """How a connection is encrypted and the server verified.
-
-    `root_certificate` is a file with authorities, or None for the system's own. `certificate` and `key` are files
-    that prove who we are.
-    """
-
-    mode: TlsMode
-    root_certificate: str | None = None
-    certificate: str | None = None
-    key: str | None = None
-    key_password: SecretStr | None = None
-    minimum_version: str = "TLSv1.2"
-    maximum_version: str | None = None
-    negotiation: Literal["postgres", "direct"] = "postgres"
-
-    @property
-    def verified(self) -> bool:
-        return self.mode in {"verify-ca", "verify-full"}
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionSettings:
-    """Everything needed to reach one database, with nothing left for a driver to guess. Its repr hides the password."""
-
-    hosts: tuple[Host, ...]
-    user: str
-    password: SecretStr | None
-    database: str
-    tls: Tls
-    pooler: Pooler = "none"
-    neon: bool = False
-    server_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    target_session_attrs: str = "any"
-    connect_timeout_seconds: float | None = None
-    application_name: str = APPLICATION_NAME
-    warnings: tuple[str, ...] = ()
-    variable: str = "DATABASE_URL"
-
-    def asyncpg_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `asyncpg.connect` and `create_pool`: all that is needed to reach the server.
-
-        Raises `ConfigurationError` when a certificate file cannot be used. Timeouts and caches are the caller's.
-        """
-        return {
-            "host": [host.name for host in self.hosts],
-            "port": [host.port for host in self.hosts],
-            "user": self.user,
-            # None would send asyncpg to PGPASSWORD, PGPASSFILE and ~/.pgpass.
-            "password": self.password.get_secret_value() if self.password is not None else "",
-            "database": self.database,
-            "ssl": self._asyncpg_ssl(),
-            "direct_tls": self.tls.negotiation == "direct",
-            "server_settings": dict(self.server_settings),
-            "target_session_attrs": self.target_session_attrs,
-            "krbsrvname": "postgres",
-            "gsslib": "gssapi",
-        }
-
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """The context for `require` and stronger; None for the modes that need none or may do without.
-
-        Reads the certificate files; raises `ConfigurationError` naming the one that cannot be used.
-        """
-        tls = self.tls
-        if tls.mode in {"disable", "allow", "prefer"}:
-            return None
-        context = self._authorities()
-        if not tls.verified:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        elif tls.mode == "verify-ca":
-            context.check_hostname = False
-        context.minimum_version = _TLS_VERSIONS[tls.minimum_version]
-        if tls.maximum_version is not None:
-            context.maximum_version = _TLS_VERSIONS[tls.maximum_version]
-        # PostgreSQL 17 and later insist on it when TLS starts at once; libpq always sends it.
-        context.set_alpn_protocols(["postgresql"])
-        if tls.certificate is not None:
-            self._identify(context, tls.certificate)
-        return context
-
-    def direct(self) -> ConnectionSettings:
-        """The same database without the pooler in front, where the host's name tells it (`-pooler.`)."""
-        hosts = tuple(replace(host, name=_without_pooler(host.name)) for host in self.hosts)
-        return replace(self, hosts=hosts, pooler="none") if hosts != self.hosts else self
-
-    def with_database(self, name: str) -> ConnectionSettings:
-        return replace(self, database=name)
-
-    def redacted(self) -> str:
-        """The address for people's eyes: as a URL, without the password."""
-        user = quote(self.user, safe="") + (":***" if self.password is not None else "")
-        shown = {
-            "sslmode": self.tls.mode,
-            "sslrootcert": self.tls.root_certificate,
-            "sslcert": self.tls.certificate,
-        }
-        if self.target_session_attrs != "any":
-            shown["target_session_attrs"] = self.target_session_attrs
-        sockets = any(host.is_socket for host in self.hosts)
-        hosts = ",".join(
-            quote(host.name, safe="") + f":{host.port}" if host.is_socket else str(host)
-            for host in self.hosts
-        )
-        if sockets and len(self.hosts) == 1:
-            hosts, shown = "", {"host": self.hosts[0].name, "port": str(self.hosts[0].port), **shown}
-        query = "&".join(
-            f"{key}={quote(value, safe='/')}" for key, value in shown.items() if value is not None
-        )
-        return f"postgresql://{user}@{hosts}/{quote(self.database, safe='')}?{query}"
-
-    def __str__(self) -> str:
-        return self.redacted()
-
-    def _asyncpg_ssl(self) -> ssl.SSLContext | str | bool:
-        if self.tls.mode == "disable" or all(host.is_socket for host in self.hosts):
-            return False
-        if self.tls.mode in {"allow", "prefer"}:
-            _refuse_drivers_own_files(self.tls.mode, self.variable)
-            return self.tls.mode
-        return cast(ssl.SSLContext, self.ssl_context())
-
-    def _authorities(self) -> ssl.SSLContext:
-        path = self.tls.root_certificate
-        if path is None:
-            context = ssl.create_default_context()
-            if self.tls.verified and not _system_has_authorities(context):
-                context.load_verify_locations(cafile=certifi.where())
-            return context
-        problem = None
-        try:
-            context = ssl.create_default_context(cafile=os.path.expanduser(path))
-            # Since Python 3.13 the default refuses authorities that lack extensions which libpq never asks for.
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        except OSError as error:
-            problem = _file_problem(error)
-        if problem is not None:
-            raise self._bad_file("sslrootcert", path, problem)
-        return context
-
-    def _identify(self, context: ssl.SSLContext, certificate: str) -> None:
-        secret = self.tls.key_password.get_secret_value() if self.tls.key_password is not None else ""
-        key = self.tls.key
-        problem = None
-        try:
-            context.load_cert_chain(
-                os.path.expanduser(certificate),
-                keyfile=os.path.expanduser(key) if key is not None else None,
-                # Without a callback OpenSSL would ask on the terminal and stop the start for ever.
-                password=lambda: secret,
-            )
-        except OSError as error:
-            problem = _file_problem(error)
-        if problem is not None:
-            raise self._bad_file("sslcert or sslkey", f"{certificate}, {key or 'no key'}", problem)
-
-    def _bad_file(self, parameter: str, path: str, problem: str) -> ConfigurationError:
-        return ConfigurationError(
-            [
-                Fault(
-                    self.variable,
-                    f"{parameter} ({path}) {problem}.",
-                    "Give the path of a PEM file that can be read.",
-                )
-            ]
-        )
 
 
 def parse(
@@ -397,7 +217,7 @@ class _Translation:
             certificate=certificate,
             key=key,
             key_password=SecretStr(password) if password else None,
-            minimum_version=self._one_of("ssl_min_protocol_version", tuple(_TLS_VERSIONS), "TLSv1.2"),
+            minimum_version=self._one_of("ssl_min_protocol_version", tuple(VERSIONS), "TLSv1.2"),
             maximum_version=self._maximum_version(),
             negotiation=cast(Literal["postgres", "direct"], negotiation),
         )
@@ -405,7 +225,7 @@ class _Translation:
     def _maximum_version(self) -> str | None:
         if not self._get("ssl_max_protocol_version"):
             return None
-        return self._one_of("ssl_max_protocol_version", tuple(_TLS_VERSIONS), "TLSv1.3")
+        return self._one_of("ssl_max_protocol_version", tuple(VERSIONS), "TLSv1.3")
 
     def _named_mode(self) -> TlsMode | None:
         modes = get_args(TlsMode)
@@ -428,7 +248,8 @@ class _Translation:
             )
         elif mode in {"allow", "prefer"} and not local:
             self.warnings.append(
-                f"sslmode={mode} sends the password without encryption when the network says so. Use sslmode=verify-full."
+                f"sslmode={mode} sends the password without encryption when the network says so. "
+                "Use sslmode=verify-full."
             )
         elif mode == "disable" and not local:
             self.warnings.append(
@@ -442,7 +263,7 @@ class _Translation:
         if setting != "auto":
             return setting
         names = [host.name for host in self.pasted.hosts]
-        if any(_without_pooler(name) != name for name in names):
+        if any(without_pooler(name) != name for name in names):
             return "tracking"
         supabase = any(
             host.name.endswith(".pooler.supabase.com") and host.port == 6543 for host in self.pasted.hosts
@@ -490,9 +311,7 @@ class _Translation:
             if word == "-c" and position < len(words):
                 word = words[position]
                 position += 1
-            elif word.startswith("--"):
-                word = word[2:]
-            elif word.startswith("-c"):
+            elif word.startswith(("--", "-c")):
                 word = word[2:]
             else:
                 word = ""
@@ -532,49 +351,3 @@ def _is_loopback(name: str) -> bool:
         return ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _without_pooler(name: str) -> str:
-    """`ep-x-pooler.region.aws.neon.tech` is the pooled name of `ep-x.region.aws.neon.tech`."""
-    first, dot, rest = name.partition(".")
-    return first.removesuffix("-pooler") + dot + rest if dot else name
-
-
-# --- files and environment -----------------------------------------------------------------------------------------
-
-
-def _system_has_authorities(context: ssl.SSLContext) -> bool:
-    if context.cert_store_stats()["x509_ca"] > 0:
-        return True
-    # Authorities in a directory are loaded one by one when needed, so the store's count says nothing about them.
-    directory = ssl.get_default_verify_paths().capath
-    return directory is not None and any(Path(directory).glob("*.[0-9]"))
-
-
-def _file_problem(error: OSError) -> str:
-    """Why a PEM file was refused, without what was in it."""
-    if isinstance(error, ssl.SSLError):
-        return "is not a usable PEM file" if error.reason is None else f"is not usable ({error.reason})"
-    return {FileNotFoundError: "does not exist", PermissionError: "may not be read"}.get(
-        type(error), f"cannot be read ({error.strerror})"
-    )
-
-
-def _refuse_drivers_own_files(mode: str, variable: str) -> None:
-    """With `allow` and `prefer` asyncpg builds its own TLS context and would take a client certificate from these."""
-    names = ("PGSSLCERT", "PGSSLKEY", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION")
-    found = [name for name in names if os.environ.get(name)]
-    home = Path(os.path.expanduser("~")) / ".postgresql"
-    found += [
-        str(home / name) for name in ("postgresql.crt", "postgresql.key") if os.path.exists(home / name)
-    ]
-    if found:
-        raise ConfigurationError(
-            [
-                Fault(
-                    variable,
-                    f"with sslmode={mode} the driver would also use {', '.join(found)}, which Groundwork does not.",
-                    "Unset them, or use sslmode=verify-full (with sslcert and sslkey when needed), or disable.",
-                )
-            ]
-        )

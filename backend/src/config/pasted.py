@@ -205,12 +205,11 @@ def _text(pasted: Pasted, escaped: str, what: str) -> str:
 def _hosts(text: str, *, escaped: bool, ports: str = "") -> list[Host] | None:
     """A comma-separated host list, or None when one of its members is neither a host nor a socket directory."""
     hosts = []
-    members = text.split(",")
+    members = [member.strip() for member in text.split(",")]
     port_list = ports.split(",") if ports else []
     if len(port_list) not in {0, 1, len(members)}:
         return None
     for index, member in enumerate(members):
-        member = member.strip()
         default = port_list[index] if len(port_list) > 1 else (port_list[0] if port_list else "")
         if bracketed := re.match(r"\[([0-9A-Fa-f:.]+(?:%[\w%.-]+)?)\](?::(\d*))?\Z", member):
             name, port = bracketed[1].replace("%25", "%"), bracketed[2] or default

@@ -69,7 +69,8 @@ class Settings(BaseSettings):
         default="auto",
         description=(
             "What stands in front of PostgreSQL: none, transaction (PgBouncer in transaction mode without prepared "
-            "statements), tracking (PgBouncer >= 1.21 with max_prepared_statements, as Neon's); auto tells by the address."
+            "statements), tracking (PgBouncer >= 1.21 with max_prepared_statements, as Neon's); auto goes by the "
+            "address."
         ),
     )
     database_url: SecretStr | None = Field(
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
     )
     data_directory: Path = Field(
         default=BACKEND / ".data",
-        description="Where the private PostgreSQL of `serve --embedded` keeps its data.",
+        description="Where the private PostgreSQL of `serve --embedded` keeps its data; relative to backend/.",
     )
     health_details: bool | None = Field(
         default=None,
@@ -176,7 +177,7 @@ class Settings(BaseSettings):
     )
     secrets_dir: Path | None = Field(
         default=None,
-        description="A directory of files, each named like a setting and holding its value (Docker and Kubernetes secrets).",
+        description="A directory of files, each named like a setting and holding its value (as Docker secrets).",
     )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -187,6 +188,12 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("data_directory", "secrets_dir")
+    @classmethod
+    def _placed(cls, value: Path | None) -> Path | None:
+        # A service's working directory is an accident; backend/, where .env lies, is not.
+        return None if value is None else BACKEND / value.expanduser()
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
@@ -384,7 +391,7 @@ def _secrets_dir(given: Mapping[str, Any]) -> tuple[Path | None, Fault | None]:
         path = _EnvFile(Settings, env_file=ENV_FILE)().get("secrets_dir")
     if not path:
         return None, None
-    directory = Path(path).expanduser()
+    directory = BACKEND / Path(path).expanduser()
     if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
         return directory, None
     return None, Fault(

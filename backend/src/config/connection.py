@@ -1,0 +1,113 @@
+"""Everything needed to reach one database, with nothing left for a driver to guess."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, cast
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from .pasted import Host
+from .tls import Tls, context_for, refuse_drivers_own_files
+
+# "auto": the name does not tell; the database service finds out when it first connects.
+Pooler = Literal["auto", "none", "transaction", "tracking"]
+
+APPLICATION_NAME = "groundwork"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """Everything needed to reach one database, with nothing left for a driver to guess. Its repr hides the password."""
+
+    hosts: tuple[Host, ...]
+    user: str
+    password: SecretStr | None
+    database: str
+    tls: Tls
+    pooler: Pooler = "none"
+    neon: bool = False
+    server_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    target_session_attrs: str = "any"
+    connect_timeout_seconds: float | None = None
+    application_name: str = APPLICATION_NAME
+    warnings: tuple[str, ...] = ()
+    variable: str = "DATABASE_URL"
+
+    def asyncpg_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `asyncpg.connect` and `create_pool`: all that is needed to reach the server.
+
+        Raises `ConfigurationError` when a certificate file cannot be used. Timeouts and caches are the caller's.
+        """
+        return {
+            "host": [host.name for host in self.hosts],
+            "port": [host.port for host in self.hosts],
+            "user": self.user,
+            # None would send asyncpg to PGPASSWORD, PGPASSFILE and ~/.pgpass.
+            "password": self.password.get_secret_value() if self.password is not None else "",
+            "database": self.database,
+            "ssl": self._asyncpg_ssl(),
+            "direct_tls": self.tls.negotiation == "direct",
+            "server_settings": dict(self.server_settings),
+            "target_session_attrs": self.target_session_attrs,
+            "krbsrvname": "postgres",
+            "gsslib": "gssapi",
+        }
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """The context for `require` and stronger; None for the modes that need none or may do without.
+
+        Reads the certificate files; raises `ConfigurationError` naming the one that cannot be used.
+        """
+        return context_for(self.tls, self.variable)
+
+    def direct(self) -> ConnectionSettings:
+        """The same database without the pooler in front, where the host's name tells it (`-pooler.`)."""
+        hosts = tuple(replace(host, name=without_pooler(host.name)) for host in self.hosts)
+        return replace(self, hosts=hosts, pooler="none") if hosts != self.hosts else self
+
+    def with_database(self, name: str) -> ConnectionSettings:
+        return replace(self, database=name)
+
+    def redacted(self) -> str:
+        """The address for people's eyes: as a URL, without the password."""
+        user = quote(self.user, safe="") + (":***" if self.password is not None else "")
+        shown = {
+            "sslmode": self.tls.mode,
+            "sslrootcert": self.tls.root_certificate,
+            "sslcert": self.tls.certificate,
+        }
+        if self.target_session_attrs != "any":
+            shown["target_session_attrs"] = self.target_session_attrs
+        sockets = any(host.is_socket for host in self.hosts)
+        hosts = ",".join(
+            quote(host.name, safe="") + f":{host.port}" if host.is_socket else str(host)
+            for host in self.hosts
+        )
+        if sockets and len(self.hosts) == 1:
+            hosts, shown = "", {"host": self.hosts[0].name, "port": str(self.hosts[0].port), **shown}
+        query = "&".join(
+            f"{key}={quote(value, safe='/')}" for key, value in shown.items() if value is not None
+        )
+        return f"postgresql://{user}@{hosts}/{quote(self.database, safe='')}?{query}"
+
+    def __str__(self) -> str:
+        return self.redacted()
+
+    def _asyncpg_ssl(self) -> ssl.SSLContext | str | bool:
+        if self.tls.mode == "disable" or all(host.is_socket for host in self.hosts):
+            return False
+        if self.tls.mode in {"allow", "prefer"}:
+            refuse_drivers_own_files(self.tls.mode, self.variable)
+            return self.tls.mode
+        return cast(ssl.SSLContext, self.ssl_context())
+
+
+def without_pooler(name: str) -> str:
+    """`ep-x-pooler.region.aws.neon.tech` is the pooled name of `ep-x.region.aws.neon.tech`."""
+    first, dot, rest = name.partition(".")
+    return first.removesuffix("-pooler") + dot + rest if dot else name

@@ -1,0 +1,138 @@
+"""How a connection is encrypted and the server verified, as a shape and as an `ssl.SSLContext`."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import certifi
+from pydantic import SecretStr
+
+from ..errors import ConfigurationError, Fault
+
+TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a connection is encrypted and the server verified.
+
+    `root_certificate` is a file with authorities, or None for the system's own. `certificate` and `key` are files
+    that prove who we are.
+    """
+
+    mode: TlsMode
+    root_certificate: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: SecretStr | None = None
+    minimum_version: str = "TLSv1.2"
+    maximum_version: str | None = None
+    negotiation: Literal["postgres", "direct"] = "postgres"
+
+    @property
+    def verified(self) -> bool:
+        return self.mode in {"verify-ca", "verify-full"}
+
+
+def context_for(tls: Tls, variable: str) -> ssl.SSLContext | None:
+    """The context for `require` and stronger, None for weaker modes. Reads files; faults name `variable`."""
+    if tls.mode in {"disable", "allow", "prefer"}:
+        return None
+    context = _authorities(tls, variable)
+    if not tls.verified:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif tls.mode == "verify-ca":
+        context.check_hostname = False
+    context.minimum_version = VERSIONS[tls.minimum_version]
+    if tls.maximum_version is not None:
+        context.maximum_version = VERSIONS[tls.maximum_version]
+    # PostgreSQL 17 and later insist on it when TLS starts at once; libpq always sends it.
+    context.set_alpn_protocols(["postgresql"])
+    if tls.certificate is not None:
+        _identify(context, tls, variable)
+    return context
+
+
+def _authorities(tls: Tls, variable: str) -> ssl.SSLContext:
+    path = tls.root_certificate
+    if path is None:
+        context = ssl.create_default_context()
+        if tls.verified and not _system_has_authorities(context):
+            context.load_verify_locations(cafile=certifi.where())
+        return context
+    problem = None
+    try:
+        context = ssl.create_default_context(cafile=os.path.expanduser(path))
+        # Python 3.13 began to refuse authorities that lack extensions which libpq never asks for.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    except OSError as error:
+        problem = _file_problem(error)
+    if problem is not None:
+        raise _bad_file(variable, "sslrootcert", path, problem)
+    return context
+
+
+def _identify(context: ssl.SSLContext, tls: Tls, variable: str) -> None:
+    certificate, key = tls.certificate or "", tls.key
+    secret = tls.key_password.get_secret_value() if tls.key_password is not None else ""
+    problem = None
+    try:
+        context.load_cert_chain(
+            os.path.expanduser(certificate),
+            keyfile=os.path.expanduser(key) if key is not None else None,
+            # Without a callback OpenSSL asks on the terminal, and the start would hang.
+            password=lambda: secret,
+        )
+    except OSError as error:
+        problem = _file_problem(error)
+    if problem is not None:
+        raise _bad_file(variable, "sslcert or sslkey", f"{certificate}, {key or 'no key'}", problem)
+
+
+def _bad_file(variable: str, parameter: str, path: str, problem: str) -> ConfigurationError:
+    return ConfigurationError(
+        [Fault(variable, f"{parameter} ({path}) {problem}.", "Give the path of a PEM file that can be read.")]
+    )
+
+
+def _system_has_authorities(context: ssl.SSLContext) -> bool:
+    if context.cert_store_stats()["x509_ca"] > 0:
+        return True
+    # Authorities in a directory are loaded one by one when needed, so the store's count says nothing about them.
+    directory = ssl.get_default_verify_paths().capath
+    return directory is not None and any(Path(directory).glob("*.[0-9]"))
+
+
+def _file_problem(error: OSError) -> str:
+    """Why a PEM file was refused, without what was in it."""
+    if isinstance(error, ssl.SSLError):
+        return "is not a usable PEM file" if error.reason is None else f"is not usable ({error.reason})"
+    return {FileNotFoundError: "does not exist", PermissionError: "may not be read"}.get(
+        type(error), f"cannot be read ({error.strerror})"
+    )
+
+
+def refuse_drivers_own_files(mode: str, variable: str) -> None:
+    """With `allow` and `prefer` asyncpg builds its own TLS context and would take a client certificate from these."""
+    names = ("PGSSLCERT", "PGSSLKEY", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION")
+    found = [name for name in names if os.environ.get(name)]
+    home = Path(os.path.expanduser("~")) / ".postgresql"
+    found += [
+        str(home / name) for name in ("postgresql.crt", "postgresql.key") if os.path.exists(home / name)
+    ]
+    if found:
+        raise ConfigurationError(
+            [
+                Fault(
+                    variable,
+                    f"with sslmode={mode} the driver would also use {', '.join(found)}, which Groundwork does not.",
+                    "Unset them, or use sslmode=verify-full (with sslcert and sslkey when needed), or disable.",
+                )
+            ]
+        )
