@@ -1,16 +1,16 @@
-"""What every table and every shape stands on: names of constraints, text, timestamps, the engine's factory.
+"""What every table and every shape stands on: names of constraints, text, the engine's factory.
 
 Rules that hold on both sides are declared once here and read by the Pydantic shapes *and* by the CHECK
 constraints, so that neither can drift from the other.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import asyncpg
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime, MetaData, func
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -70,36 +70,6 @@ def _not_blank(value: str) -> str:
 # The one text type: whatever people may write, as PostgreSQL can store it.
 Text = Annotated[str, AfterValidator(_storable)]
 NotBlank = AfterValidator(_not_blank)
-
-
-def _to_utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise PydanticCustomError("timestamp_range", "The year must be 1 to 9999 in UTC") from None
-
-
-def render_timestamp(value: datetime) -> str:
-    """RFC 3339 in UTC, always six digits and `Z`: 27 characters that sort as text in the order of time."""
-    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-# The one way to write a timestamp. `services.rendering` holds PostgreSQL's half.
-Timestamp = Annotated[
-    AwareDatetime,
-    AfterValidator(_to_utc),
-    PlainSerializer(render_timestamp, return_type=str, when_used="json"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "format": "date-time",
-            "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
-            "examples": ["2026-11-22T09:30:00.000000Z"],
-            "description": "RFC 3339 in UTC, always with six digits of a second and `Z`.",
-        },
-        mode="serialization",
-    ),
-]
 
 
 def new_id() -> UUID:

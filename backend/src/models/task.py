@@ -8,7 +8,8 @@ from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, Index, Inte
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
-from .base import Base, NotBlank, Stamped, Text, Timestamp, finite_check, new_id, not_blank_check
+from .base import Base, NotBlank, Stamped, Text, finite_check, new_id, not_blank_check
+from .rendering import Timestamp
 
 if TYPE_CHECKING:
     from .user import User

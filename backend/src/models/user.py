@@ -10,7 +10,8 @@ from sqlalchemy import CheckConstraint, UniqueConstraint, Uuid, text
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
-from .base import Base, Stamped, Text, Timestamp, finite_check, new_id
+from .base import Base, Stamped, Text, finite_check, new_id
+from .rendering import Timestamp
 
 if TYPE_CHECKING:
     from .task import Task

@@ -1,0 +1,92 @@
+"""How rows become JSON, whoever renders them: PostgreSQL in hot statements, Pydantic elsewhere.
+
+Both halves stand side by side because they must print the same bytes: the fields in the shape's order, no blank
+between them, and one way to write a timestamp (docs/decisions/0004).
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, AwareDatetime, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    DateTime,
+    Select,
+    Subquery,
+    Text,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+
+from .base import Base
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("timestamp_range", "The year must be 1 to 9999 in UTC") from None
+
+
+def render_timestamp(value: datetime) -> str:
+    """RFC 3339 in UTC, always six digits and `Z`: 27 characters that sort as text in the order of time."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+# The one way to write a timestamp; `fields` below holds PostgreSQL's half.
+Timestamp = Annotated[
+    AwareDatetime,
+    AfterValidator(_to_utc),
+    PlainSerializer(render_timestamp, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
+            "examples": ["2026-11-22T09:30:00.000000Z"],
+            "description": "RFC 3339 in UTC, always with six digits of a second and `Z`.",
+        },
+        mode="serialization",
+    ),
+]
+
+
+_PATTERN: Final[ColumnElement[str]] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
+_UTC: Final[ColumnElement[str]] = literal_column("'UTC'")
+_OPENING: Final[ColumnElement[str]] = literal_column("'['", Text)
+_CLOSING: Final[ColumnElement[str]] = literal_column("']'", Text)
+_NOTHING: Final[ColumnElement[str]] = literal_column("''", Text)
+
+
+def fields(shape: type[Base], table: Any) -> list[ColumnElement[Any]]:
+    """The columns of `table` that `shape` shows, in its order, with timestamps already written as text.
+
+    The writing depends on no session setting (TimeZone, DateStyle), which a pooler could lose.
+    """
+    return [_written(getattr(table, name)).label(name) for name in shape.model_fields]
+
+
+def _written(column: Any) -> ColumnElement[Any]:
+    if isinstance(column.type, DateTime):
+        return func.to_char(func.timezone(_UTC, column), _PATTERN)
+    found: ColumnElement[Any] = column
+    return found
+
+
+def as_object(rows: Subquery | CTE) -> Select[Any]:
+    """One text column of JSON for each row of `rows`, which holds `fields(...)`."""
+    return select(cast(func.row_to_json(rows.table_valued()), Text).label("json")).select_from(rows)
+
+
+def as_array(rows: Subquery | CTE) -> Select[Any]:
+    """One row with one text column: the JSON array of `rows` in their order, `[]` when there are none.
+
+    json_agg() would do, but it puts a line feed between the elements, so that the bytes would not be Pydantic's.
+    """
+    elements = func.string_agg(cast(func.row_to_json(rows.table_valued()), Text), literal_column("','"))
+    array = _OPENING.concat(func.coalesce(elements, _NOTHING)).concat(_CLOSING)
+    return select(cast(array, Text).label("json")).select_from(rows)
