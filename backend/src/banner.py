@@ -1,0 +1,47 @@
+"""What is said once, when the service answers: lines for a person, or one event for a machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .config.logging import get_logger
+from .config.settings import Settings, require_database
+
+if TYPE_CHECKING:
+    from .services.embedded import EmbeddedPostgres
+
+log = get_logger("groundwork.supervisor")
+
+
+def show(settings: Settings, address: tuple[Any, ...], postgres: EmbeddedPostgres | None) -> None:
+    """Where everything is, on standard error; never a password. `address` is the listening socket's own."""
+    url = url_of(address)
+    facts = {"service": url, "docs": f"{url}/docs", "health": f"{url}/health", "metrics": f"{url}/metrics"}
+    if settings.database_url is not None:
+        facts["database"] = require_database(settings).redacted()
+    if postgres is not None:
+        facts["data"] = str(postgres.data_path)
+    stream = sys.stderr
+    terminal = stream.isatty()
+    if settings.log_format == "console" or (settings.log_format == "auto" and terminal):
+        facts["try"] = f"curl {url}/health"
+        _print(facts, stream, bold=terminal and not os.environ.get("NO_COLOR"))
+    else:
+        log.info("serving", **facts, workers=settings.workers)
+
+
+def url_of(address: tuple[Any, ...]) -> str:
+    """How a program on this machine reaches the address; a wildcard is reached by the loopback."""
+    host, port = str(address[0]), int(address[1])
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _print(facts: dict[str, str], stream: TextIO, *, bold: bool) -> None:
+    width = max(map(len, facts)) + 2
+    start, end = ("\x1b[1m", "\x1b[0m") if bold else ("", "")
+    lines = [f"  {start}{name:<{width}}{end}{value}" for name, value in facts.items()]
+    stream.write("\n".join(["", *lines, "", "  Ctrl-C stops it.", ""]) + "\n")
+    stream.flush()

@@ -1,0 +1,135 @@
+"""A service for the tests of the process model: our supervisor and worker around a tiny application.
+
+`python serving.py supervise '{"workers": 2}'` runs the supervisor; it starts `python serving.py work`.
+What the application does at its start is said by TEST_START (ok, refused, configuration, exit, broken, kill,
+or hang); a file named by TEST_START_FILE overrides it, so that a test can change its mind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from src import supervisor, worker
+from src.config import settings as settings_module
+from src.config.settings import Settings, load_settings
+from src.errors import ConfigurationError, DatabaseRefused, Fault
+
+
+def _behaviour() -> str:
+    name = os.environ.get("TEST_START_FILE")
+    if name and Path(name).exists():
+        return Path(name).read_text().strip()
+    return os.environ.get("TEST_START", "ok")
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    match _behaviour():
+        case "refused":
+            raise DatabaseRefused("authentication-failed", "The server refuses the password.", "Mend it.")
+        case "exit":
+            raise SystemExit(3)
+        case "broken":
+            raise RuntimeError("the start is broken")
+        case "kill":
+            os.kill(os.getpid(), 9)
+        case "hang":
+            await asyncio.sleep(60)
+    try:
+        yield
+    finally:
+        await asyncio.sleep(0.05)
+        print(f"closed {os.getpid()}", file=sys.stderr, flush=True)
+
+
+async def _ready(request: Request) -> Response:
+    draining = request.app.state.draining
+    return JSONResponse({"draining": draining}, 503 if draining else 200)
+
+
+async def _facts(request: Request) -> Response:
+    """What this process knows of itself; takes `seconds` to say it."""
+    await asyncio.sleep(float(request.query_params.get("seconds", "0")))
+    client = request.client
+    assert client is not None
+    names = ("DATABASE_URL", "PROMETHEUS_MULTIPROC_DIR", "GROUNDWORK_EMBEDDED", "PORT", "WORKERS")
+    return JSONResponse(
+        {
+            "pid": os.getpid(),
+            "client": client.host,
+            "draining": request.app.state.draining,
+            "environment": {name: os.environ[name] for name in names if name in os.environ},
+            "descriptors": {
+                number: os.readlink(f"/proc/self/fd/{number}")
+                for number in os.listdir("/proc/self/fd")
+                if os.path.exists(f"/proc/self/fd/{number}")
+            },
+        }
+    )
+
+
+async def _stubborn(request: Request) -> Response:
+    """Never answers by itself; answers 504 when it is cancelled, as the product's middleware does."""
+    try:
+        await asyncio.sleep(300)
+    except asyncio.CancelledError:
+        return PlainTextResponse("outcome unknown", 504)
+    return PlainTextResponse("never")
+
+
+async def _stream(request: Request) -> Response:
+    async def pieces() -> AsyncIterator[str]:
+        for number in range(10):
+            yield f"{number}\n"
+            await asyncio.sleep(0.05)
+
+    return StreamingResponse(pieces())
+
+
+def make_app(settings: Settings) -> Starlette:
+    if _behaviour() == "configuration":
+        raise ConfigurationError([Fault("DATABASE_URL", "is not set.", "Set it.")])
+    app = Starlette(
+        lifespan=_lifespan,
+        routes=[
+            Route("/readyz", _ready),
+            Route("/facts", _facts),
+            Route("/stubborn", _stubborn, methods=["POST"]),
+            Route("/stream", _stream),
+        ],
+    )
+    app.state.draining = False
+    return app
+
+
+def main() -> int:
+    settings_module.ENV_FILE = Path("/nonexistent/.env")  # Never the developer's own.
+    if sys.argv[1] == "work":
+        return worker.main(make_app)
+    given = json.loads(sys.argv[2])
+    embedded, reload = given.pop("embedded", False), given.pop("reload", False)
+    settings = load_settings(**given)
+    return supervisor.run(
+        settings,
+        embedded=embedded,
+        reload=reload,
+        workers=settings.workers,
+        worker_command=(sys.executable, __file__, "work"),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
