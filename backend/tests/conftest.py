@@ -125,6 +125,8 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 def private_postgres() -> Iterator[Callable[..., EmbeddedPostgres]]:
     """A factory of started servers of the test's own: `private_postgres(options=..., binaries=..., port=...)`.
 
+    `prepare` is called with the server before its start and gives further options (certificates that it may read).
+
     They keep fsync and synchronous_commit on unless told otherwise, and are ended and deleted after the test.
     """
     with contextlib.ExitStack() as stack:
@@ -135,10 +137,13 @@ def private_postgres() -> Iterator[Callable[..., EmbeddedPostgres]]:
             binaries: Path | None = None,
             port: int | None = None,
             directory: Path | None = None,
+            prepare: Callable[[EmbeddedPostgres], Mapping[str, str]] | None = None,
         ) -> EmbeddedPostgres:
             place = directory or stack.enter_context(open_directory()) / "data"
             server = EmbeddedPostgres(place, options=options, binaries=binaries, port=port)
             stack.callback(server.stop, "immediate")
+            if prepare is not None:
+                server.options.update(prepare(server))
             server.start()
             return server
 

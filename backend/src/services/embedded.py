@@ -139,6 +139,7 @@ class EmbeddedPostgres:
     @property
     def site(self) -> place.Site:
         if self._site is None:
+            _make_directory(self.directory)
             try:
                 self._site = place.locate(self.directory, self._binaries_given)
             except place.NoPlace as error:
@@ -482,11 +483,8 @@ def _locked(directory: Path) -> Iterator[Path]:
 def _lock(directory: Path) -> int:
     """Become the owner of `directory`; the lock lasts as long as the descriptor, or the process."""
     path = directory / "lock"
+    _make_directory(directory)
     try:
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            # Ours, just made: whoever runs the server may pass through, whatever the umask says.
-            directory.chmod(0o711)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise EmbeddedError(
@@ -511,6 +509,19 @@ def _read_note(path: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            # Ours, just made: whoever runs the server may pass through, whatever the umask says.
+            directory.chmod(0o711)
+    except OSError as error:
+        raise EmbeddedError(
+            f"The data directory {directory} cannot be made: {error.strerror}. "
+            f"Choose another: DATA_DIRECTORY=<another directory>."
+        ) from error
 
 
 def _read_holder(path: Path) -> _Holder:
