@@ -216,9 +216,12 @@ class Database:
             raise as_request_error(diagnosis, sent=committing, writing=not read_only) from _unexpected(
                 error, diagnosis
             )
-        except BaseException:
-            # The state on the wire is unknown after a timeout or a cancellation, so nothing is sent any more.
-            await session.invalidate()
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, TimeoutError):
+                await session.rollback()
+            else:
+                # What is on the wire after a timeout or a cancellation is not known: nothing more is sent.
+                await session.invalidate()
             raise
         finally:
             holder.active = False
