@@ -11,13 +11,33 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
+
+import typer
 
 from .config.redaction import redact_text
+from .errors import GroundworkError
+
+PLAIN: Any = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "pretty_exceptions_show_locals": False,
+    "add_completion": False,
+    "no_args_is_help": True,
+}
+"""How every part of the command line is made: plain help is quick, and tracebacks with local variables show secrets."""
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 _COLOURS = {"green": "32", "red": "31", "yellow": "33", "dim": "2", "bold": "1"}
 _MARKS = {"passed": ("✓", "ok", "green"), "failed": ("✗", "FAIL", "red"), "not run": ("–", "-", "dim")}
 _WARNING = ("!", "!", "yellow")
+
+
+class UsageError(GroundworkError):
+    """The command was asked for something it cannot mean."""
+
+    exit_code = 2
 
 
 def say(text: str = "") -> None:
@@ -130,11 +150,19 @@ def _forget(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def can_ask() -> bool:
-    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
-
-
-def ask(question: str) -> bool:
-    """A question on standard error, answered by `y` or `yes`."""
+def confirm(question: str, yes: bool) -> None:
+    """Go on when `yes`, or when a person says so; raises UsageError where nobody can be asked."""
+    if yes:
+        return
+    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
+        raise UsageError(f"{question} Say so with --yes.")
     _write(sys.stderr, f"{question} [y/N] ")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("Nothing was done.")
+
+
+def quiet_logs() -> None:
+    """One command, one clear line at its end: what happens on the way is for those who ask by LOG_LEVEL=debug."""
+    from .config.logging import configure
+
+    configure("debug" if os.environ.get("LOG_LEVEL", "").lower() == "debug" else "critical", "console")

@@ -1,0 +1,186 @@
+"""`python -m src user ...` and `python -m src task ...`: users and their tasks, without the HTTP in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from uuid import UUID
+
+import typer
+
+from . import terminal
+
+if TYPE_CHECKING:
+    from .services.database import Database
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+user = typer.Typer(help="Add, list and delete users.", **terminal.PLAIN)
+task = typer.Typer(help="Add, list, finish and delete a user's tasks.", **terminal.PLAIN)
+
+Email = Annotated[str, typer.Argument(metavar="EMAIL", help="The user's e-mail address.")]
+TaskId = Annotated[UUID, typer.Argument(metavar="TASK_ID", help="The task's id, as `task list` shows it.")]
+Limit = Annotated[int, typer.Option(min=1, max=200, help="How many rows at most.")]
+
+
+@user.command("add")
+def user_add(email: Email) -> None:
+    """Make a user; prints the row as JSON."""
+    from .models import UserCreate
+    from .services import users
+
+    row = _with_database(lambda database: users.create(database, _shaped(UserCreate, email=email)))
+    _emit_row(row)
+
+
+@user.command("list")
+def user_list(limit: Limit = 50) -> None:
+    """List users.
+
+    A table on a terminal, else one JSON object a line.
+    """
+    from .services import users
+
+    _emit_rows(
+        _with_database(lambda database: users.page(database, limit=limit)),
+        ("id", "email", "created_at"),
+        limit,
+    )
+
+
+@user.command("delete")
+def user_delete(email: Email, yes: terminal.Yes = False) -> None:
+    """Delete a user with all tasks."""
+    from .services import users
+
+    address = _address(email)
+    terminal.confirm(f"Delete {address} and all their tasks?", yes)
+
+    async def work(database: Database) -> None:
+        await users.delete(database, await _owner(database, address))
+
+    _with_database(work)
+    terminal.say(f"Deleted {address}.")
+
+
+@task.command("add")
+def task_add(
+    email: Email,
+    title: Annotated[str, typer.Argument(metavar="TITLE", help="What is to be done.")],
+    description: Annotated[str | None, typer.Option(help="More about it.")] = None,
+) -> None:
+    """Add a task to a user; prints the row as JSON."""
+    from .models import TaskCreate
+    from .services import tasks
+
+    address, new = _address(email), _shaped(TaskCreate, title=title, description=description)
+
+    async def work(database: Database) -> str:
+        return await tasks.create(database, await _owner(database, address), new)
+
+    _emit_row(_with_database(work))
+
+
+@task.command("list")
+def task_list(
+    email: Email,
+    completed: Annotated[bool | None, typer.Option("--done/--open", help="Only these.")] = None,
+    limit: Limit = 50,
+) -> None:
+    """List a user's tasks, the newest first.
+
+    A table on a terminal, else one JSON object a line.
+    """
+    from .services import tasks
+
+    address = _address(email)
+
+    async def work(database: Database) -> str:
+        owner = await _owner(database, address)
+        return await tasks.page(database, owner, limit=limit, is_completed=completed)
+
+    _emit_rows(_with_database(work), ("id", "is_completed", "title", "created_at"), limit)
+
+
+@task.command("done")
+def task_done(email: Email, task_id: TaskId) -> None:
+    """Mark a task as completed; prints the row as JSON."""
+    from .models import TaskUpdate
+    from .services import tasks
+
+    address, change = _address(email), _shaped(TaskUpdate, is_completed=True)
+
+    async def work(database: Database) -> str:
+        return await tasks.update(database, await _owner(database, address), task_id, change)
+
+    _emit_row(_with_database(work))
+
+
+@task.command("delete")
+def task_delete(email: Email, task_id: TaskId) -> None:
+    """Delete a task."""
+    from .services import tasks
+
+    address = _address(email)
+
+    async def work(database: Database) -> None:
+        await tasks.delete(database, await _owner(database, address), task_id)
+
+    _with_database(work)
+    terminal.say(f"Deleted {task_id}.")
+
+
+def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    """Run `work` on the configured database, or on the running embedded one."""
+    from .config.settings import require_database
+    from .services import attach
+    from .services.database import Database
+
+    terminal.quiet_logs()
+    settings, _ = attach.settings()
+
+    async def run() -> T:
+        small = settings.model_copy(update={"database_pool_size": 1})
+        async with Database.from_settings(small, require_database(small)) as database:
+            return await work(database)
+
+    return asyncio.run(run())
+
+
+async def _owner(database: Database, address: str) -> UUID:
+    from .services import users
+
+    return UUID(json.loads(await users.find(database, address))["id"])
+
+
+def _address(email: str) -> str:
+    """The address as it is stored."""
+    from .models import UserCreate
+
+    return _shaped(UserCreate, email=email).email
+
+
+def _shaped(shape: type[S], **values: Any) -> S:
+    """The values as a shape; what is wrong with them is told without quoting them."""
+    from pydantic import ValidationError
+
+    try:
+        return shape(**values)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        said = "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in details)
+    raise terminal.UsageError(f"{said}.")
+
+
+def _emit_row(row: str) -> None:
+    terminal.emit_json(json.loads(row))
+
+
+def _emit_rows(page: str, columns: Sequence[str], limit: int) -> None:
+    found = json.loads(page)
+    terminal.rows(found, columns)
+    if len(found) == limit:
+        terminal.say(f"These are the first {limit}; --limit shows more.")
