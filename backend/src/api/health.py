@@ -42,13 +42,13 @@ class Liveness(BaseModel):
 class Readiness(BaseModel):
     status: Literal["ready", "not_ready"]
     database: Database = Field(description="`asleep` is ready: the next request wakes the database.")
-    reason: str | None = Field(description="Why not, as one word; null when there is nothing to say.")
+    reason: str | None = Field(None, description="Why not, as one word; null when there is nothing to say.")
 
 
 class Check(BaseModel):
     """One check. `time` is when the last evidence was seen, which is not always now."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     component_type: str = Field(alias="componentType")
     status: Outcome
@@ -56,10 +56,24 @@ class Check(BaseModel):
     observed_value: float | int | str | None = Field(None, alias="observedValue")
     observed_unit: str | None = Field(None, alias="observedUnit")
     output: str | None = Field(None, description="What is wrong, as one word or a sentence.")
+    # database:connectivity
+    mode: Literal["passive", "active"] | None = Field(None, description="Whether the database may be asked.")
+    evidence: str | None = Field(None, description="Who saw it last: `traffic`, `probe` or `connect`.")
+    evidence_age_seconds: float | None = None
+    server_version: str | None = None
+    read_only: bool | None = None
+    # schema:revision
+    expected: str | None = Field(None, description="The revision that this code was written for.")
+    # database:pool
+    size: int | None = Field(None, description="Connections that this process may hold.")
+    open: int | None = None
+    waiting: int | None = Field(None, description="Requests in the queue for a connection.")
 
 
 class Health(BaseModel):
     """draft-inadarei-api-health-check; all but `status` is left out where details are hidden."""
+
+    model_config = ConfigDict(extra="forbid")
 
     status: Outcome
     version: str | None = None
@@ -148,7 +162,7 @@ async def readyz(database: DatabaseDep, metrics: MetricsDep, draining: DrainingD
             **_examples(
                 HealthResponse.media_type,
                 up=_health_example("pass", "up"),
-                asleep=_health_example("pass", "asleep", evidence="socket", mode="passive"),
+                asleep=_health_example("pass", "asleep", evidence="traffic", mode="passive"),
                 warn=_health_example("warn", "up", status="warn", output="read-only"),
                 hidden={"status": "pass"},
             ),

@@ -299,9 +299,7 @@ def input_fault(fault: Mapping[str, Any]) -> InputFault:
         except KeyError:
             sentence = OTHERWISE
     if place != "body":
-        return InputFault(
-            pointer=str(steps[0]) if steps else place, detail=f"The {place} parameter: {sentence}"
-        )
+        return InputFault(pointer=str(steps[0]) if steps else place, detail=f"In the {place}: {sentence}")
     if kind == "extra_forbidden":
         # The last step is the unknown field's own name, which is input; its parent is not.
         steps = steps[:-1]

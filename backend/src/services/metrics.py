@@ -17,7 +17,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client import values as prometheus_values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -53,6 +60,8 @@ class Lag(NamedTuple):
 
 class Metrics:
     def __init__(self, version: str) -> None:
+        # A `_created` series beside every counter doubles the text and is not there with several workers.
+        disable_created_metrics()
         self.registry = registry = CollectorRegistry()
         # In multiprocess mode the numbers of all workers come from the files, not from this registry.
         self.multiprocess: bool = prometheus_values.ValueClass._multiprocess
