@@ -18,7 +18,7 @@ import typer
 from . import terminal
 from .cli_migrate import migrate
 from .cli_rows import task, user
-from .errors import ConfigurationError, GroundworkError, Invalid
+from .errors import ConfigurationError, Conflict, GroundworkError, Invalid, NotFound, OutcomeUnknown
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -79,15 +79,20 @@ def _explain_usage(error: typer.TyperException) -> int:
 
 
 def _explain(error: GroundworkError) -> int:
+    if isinstance(error, Invalid):
+        terminal.say(str(error))
+        return terminal.UsageError.exit_code
+    if isinstance(error, ConfigurationError | terminal.UsageError):
+        terminal.say(str(error))
+        return error.exit_code
+    if isinstance(error, NotFound | Conflict | OutcomeUnknown):
+        terminal.say(error.detail or f"{error.title}. {error.meaning}")
+        return 1
     from .services.verify import explain
 
-    code = int(getattr(error, "exit_code", 1))
-    if isinstance(error, ConfigurationError | terminal.UsageError | Invalid):
-        terminal.say(str(error))
-        return 2 if isinstance(error, Invalid) else code
     finding = explain(error)
     terminal.say(" ".join(text for text in (finding.cause, finding.remedy) if text))
-    return max(code, finding.exit_code)
+    return finding.exit_code
 
 
 def _explain_defect(error: Exception) -> int:

@@ -69,22 +69,10 @@ def migrate_check() -> int:
 
 
 async def _look_at_schema(connection: ConnectionSettings) -> tuple[str | None, list[str]]:
-    import asyncpg
+    from .services import attach, schema
 
-    from .services import faults, schema
-
-    try:
-        wire = await asyncpg.connect(**connection.asyncpg_arguments(), statement_cache_size=0, timeout=30)
-        try:
-            async with wire.transaction(readonly=True):
-                return await schema.revision_of(wire), await schema.differences(wire)
-        finally:
-            await wire.close(timeout=5)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        diagnosis = faults.diagnose(error)
-    if diagnosis.fatal:
-        raise faults.as_refusal(diagnosis)
-    raise faults.as_request_error(diagnosis, sent=False, writing=False)
+    async with attach.connected(connection) as wire, wire.transaction(readonly=True):
+        return await schema.revision_of(wire), await schema.differences(wire)
 
 
 def _migration_connection() -> ConnectionSettings:

@@ -11,6 +11,7 @@ from uuid import UUID
 import typer
 
 from . import terminal
+from .errors import Conflict
 
 if TYPE_CHECKING:
     from .services.database import Database
@@ -32,7 +33,11 @@ def user_add(email: Email) -> None:
     from .models import UserCreate
     from .services import users
 
-    row = _with_database(lambda database: users.create(database, _shaped(UserCreate, email=email)))
+    new = _shaped(UserCreate, email=email)
+    try:
+        row = _with_database(lambda database: users.create(database, new))
+    except Conflict:
+        raise Conflict(f"There is a user {new.email} already.") from None
     _emit_row(row)
 
 
@@ -144,7 +149,10 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
 
     async def run() -> T:
         small = settings.model_copy(update={"database_pool_size": 1})
-        async with Database.from_settings(small, require_database(small)) as database:
+        connection = require_database(small)
+        async with attach.connected(connection, timeout_seconds=small.database_connect_timeout_seconds):
+            pass
+        async with Database.from_settings(small, connection) as database:
             return await work(database)
 
     return asyncio.run(run())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
 
 from ..config.settings import load_settings, migration_connection, require_database
 from ..errors import ConfigurationError, Fault, GroundworkError
 from .examination import command
+from .faults import as_refusal, as_request_error, diagnose
 
 if TYPE_CHECKING:
     from ..config.database import ConnectionSettings
@@ -98,6 +101,31 @@ def _nothing_there(found: Settings) -> Fault:
         f"{fault.problem} No embedded database runs on {found.data_directory} either.",
         f"{fault.remedy} By hand: {command('serve --embedded')}",
     )
+
+
+@asynccontextmanager
+async def connected(
+    connection: ConnectionSettings, *, timeout_seconds: float = 10.0
+) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A bare connection for one look: where it cannot be had, the family's error comes at once.
+
+    A service waits for its database; a person at a terminal wants to hear what is wrong.
+    """
+    try:
+        wire = await asyncpg.connect(
+            **connection.asyncpg_arguments(), statement_cache_size=0, timeout=timeout_seconds
+        )
+        try:
+            yield wire
+        finally:
+            await wire.close(timeout=5)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        diagnosis = diagnose(error)
+    else:
+        return
+    if diagnosis.fatal:
+        raise as_refusal(diagnosis)
+    raise as_request_error(diagnosis, sent=False, writing=False)
 
 
 def wheel_psql() -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, DatabaseRefused, Overloaded
+from ..errors import ConfigurationError, DatabaseRefused, GroundworkError, Overloaded, RequestError
 from ..version import VERSION
 from . import verify_reach as reach
 from . import verify_store as store
@@ -186,7 +186,7 @@ _CAUSES: dict[str, tuple[str, str]] = {
         "The server takes no more connections.",
         'psql -c "SELECT usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2"',
     ),
-    "server-starting": ("The server is starting up, shutting down or recovering.", "Wait, and verify again."),
+    "server-starting": ("The server is starting up, shutting down or recovering.", "Wait, and try again."),
     "lock-timeout": (
         "Somebody holds a lock on the tables.",
         "psql -c \"SELECT pid, state, query FROM pg_stat_activity WHERE state <> 'idle'\"",
@@ -196,9 +196,17 @@ _CAUSES: dict[str, tuple[str, str]] = {
         "psql -c \"SELECT pid, state, query FROM pg_stat_activity WHERE state <> 'idle'\"",
     ),
     "connection-refused": ("Nothing listens at the address.", "Start PostgreSQL, or mend DATABASE_URL."),
+    "host-not-found": (
+        "The host of the address has no address of its own.",
+        "Mend the host in DATABASE_URL.",
+    ),
+    "connection-lost": (
+        "The connection was lost in the middle.",
+        "Try again; then look into the database server's log and at the network between.",
+    ),
     "timeout": (
         "The server did not answer in time.",
-        "Verify again; a Neon compute that slept is awake by then. Else look at the server's load.",
+        "Try again; a Neon compute that slept is awake by then. Else look at the server's load.",
     ),
 }
 
@@ -213,6 +221,10 @@ def explain(error: Exception) -> Finding:
         return failed("refused", error.detail, error.remedy, exit_code=error.exit_code)
     if isinstance(error, Overloaded):
         return failed("no connection", "No connection came free in time.", command("verify") + "   # again")
+    if isinstance(error, GroundworkError) and not isinstance(error, RequestError):
+        return failed(
+            "refused", str(error), f"Then: {command('verify')}", exit_code=getattr(error, "exit_code", 1)
+        )
     reason = getattr(error, "reason", None)
     if not isinstance(reason, str):
         diagnosis = diagnose(error)
@@ -228,6 +240,6 @@ def explain(error: Exception) -> Finding:
     kind = type(error).__name__
     return failed(
         reason.replace("-", " "),
-        f"The check ended early ({kind}).",
+        f"It ended early ({kind}).",
         "Look into the database server's log at this moment.",
     )

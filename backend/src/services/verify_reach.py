@@ -38,7 +38,12 @@ async def configuration(examination: Examination) -> Finding:
         examination.connection = require_database(examination.settings)
     except ConfigurationError as error:
         cause = "\n".join(f"{fault.variable}: {fault.problem} {fault.remedy}" for fault in error.faults)
-        return failed(f"{len(error.faults)} to mend", cause, command("config"), exit_code=error.exit_code)
+        return failed(
+            f"{len(error.faults)} to mend",
+            cause,
+            f"Mend the environment or backend/.env, then: {command('verify')}",
+            exit_code=error.exit_code,
+        )
     figure = f"{examination.connection.redacted()}, from {examination.source}"
     if examination.connection.warnings:
         return warned(figure, " ".join(examination.connection.warnings), command("config"))
