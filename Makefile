@@ -1,0 +1,54 @@
+# Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
+
+.DEFAULT_GOAL := help
+.PHONY: help install run dev test test-all test-debian test-neon check verify psql openapi clean reset-database
+
+# The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
+candidates := python3 python3.14 python3.13 python3.12 python3.11
+PYTHON ?= $(firstword $(foreach name,$(candidates),$(if $(shell command -v $(name) 2>/dev/null),$(name))))
+ARGS ?=
+
+# One shell that becomes the program: Ctrl-C and exit codes reach it and us as they are.
+bootstrap = @test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found: apt-get install python3 python3-venv (Debian), brew install python (macOS)." >&2; exit 1; }; exec "$(PYTHON)" -I backend/bootstrap.py
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+install: ## Create backend/.venv and install what running needs (once)
+	$(bootstrap) install
+
+run: ## Serve on http://127.0.0.1:8000 with a PostgreSQL of its own, or with DATABASE_URL; ARGS="--port 8001"
+	$(bootstrap) run $(ARGS)
+
+dev: ## The same, and start anew whenever a source file changes
+	$(bootstrap) run --reload $(ARGS)
+
+test: ## Run every test that needs only Python packages; ARGS="-k health"
+	$(bootstrap) test $(ARGS)
+
+test-debian: ## Run the tests that need Debian's PgBouncer and PostgreSQL 15 (installed when root)
+	$(bootstrap) test-debian $(ARGS)
+
+test-all: ## Run both
+	$(bootstrap) test-all
+
+test-neon: ## Run the tests against NEON_DATABASE_URL, in a throw-away schema
+	$(bootstrap) test-neon $(ARGS)
+
+check: ## Run ruff, mypy --strict, and the tests of house and documents
+	$(bootstrap) check
+
+verify: ## Verify configuration, database, schema and service, each failure with its remedy
+	$(bootstrap) verify $(ARGS)
+
+psql: ## Open psql on the configured or the running embedded database
+	$(bootstrap) psql $(ARGS)
+
+openapi: ## Print the OpenAPI description
+	$(bootstrap) openapi
+
+clean: ## Remove backend/.venv and caches; never data
+	$(bootstrap) clean
+
+reset-database: ## Delete the embedded database and its rows (asks first, refuses while it runs)
+	$(bootstrap) reset-database

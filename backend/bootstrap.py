@@ -1,0 +1,422 @@
+"""From a fresh clone to a running service, with nothing but Python: `python3 backend/bootstrap.py <target>`.
+
+The Makefile's targets end here. It finds a Python that is new enough, creates backend/.venv, installs the pinned
+requirements into it, once, and becomes the program that was asked for.
+
+It is the one file that an old Python has to read: no syntax newer than 3.6.
+"""
+
+# ruff: noqa: S603, S606, S607 - every word of the commands below is ours, or the caller's own.
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+OLDEST = (3, 11)
+CANDIDATES = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
+BACKEND = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(BACKEND)
+VENV = os.path.join(BACKEND, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+STAMP = os.path.join(VENV, "groundwork-installed.json")
+ENV_FILE = os.path.join(BACKEND, ".env")
+SERVICE, EMBEDDED, DEVELOPMENT = "requirements.txt", "requirements-embedded.txt", "requirements-dev.txt"
+POSTGRES_15 = "/usr/lib/postgresql/15/bin/postgres"
+
+# What the caller's own virtual environments and make leave behind would point our Python elsewhere.
+FOREIGN = (
+    "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE",
+    "__PYVENV_LAUNCHER__", "CONDA_PREFIX", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_REQUIRE_HASHES",
+    "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "GNUMAKEFLAGS",
+)  # fmt: skip
+
+
+def main(arguments):
+    target, rest = (arguments or ["help"])[0], arguments[1:]
+    if target not in TARGETS:
+        sys.stderr.write("usage: bootstrap.py {}\n".format(" | ".join(TARGETS)))
+        return 2
+    if target != "clean":
+        use_new_enough_python(arguments)
+    return TARGETS[target](rest) or 0
+
+
+def say(text):
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class Problem(Exception):
+    """Something that only the person at the keyboard can mend; the message says how."""
+
+
+# Python
+
+
+def use_new_enough_python(arguments):
+    """Returns under a Python that will do, having become one if need be."""
+    if sys.version_info >= OLDEST:
+        return
+    for name in CANDIDATES:
+        found = shutil.which(name)
+        if found and works(found):
+            os.execv(found, [found, "-I", os.path.abspath(__file__), *arguments])
+    raise Problem(
+        "Python {}.{} or newer is needed; this is {}.{} ({}).\n"
+        "  Debian, Ubuntu:  apt-get install python3.11 python3.11-venv\n"
+        "  Fedora:          dnf install python3.11\n"
+        "  macOS:           brew install python@3.13\n"
+        "  One elsewhere:   make run PYTHON=/path/to/python3".format(
+            *(OLDEST + sys.version_info[:2] + (sys.executable,))
+        )
+    )
+
+
+def works(python):
+    """Whether it runs at all (version managers leave shims that do not) and is new enough."""
+    probe = f"import sys; sys.exit(sys.version_info < {OLDEST!r})"
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.call([python, "-I", "-c", probe], **silent) == 0
+    except OSError:
+        return False
+
+
+def require_venv_module():
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        version = "{}.{}".format(*sys.version_info[:2])
+        raise Problem(
+            f"Python {version} ({sys.executable}) lacks its module {error.name}, "
+            "which makes virtual environments.\n"
+            f"  Debian, Ubuntu:  apt-get install python{version}-venv"
+        ) from None
+
+
+def environment(**more):
+    """The caller's, without what would lead our Python or pip elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    # A `user = true` in somebody's pip.conf cannot work inside a virtual environment.
+    kept["PIP_USER"] = "0"
+    kept.update(more)
+    return kept
+
+
+# Installing
+
+
+def install(*files):
+    """Bring .venv to what `files` pin. Does nothing, quickly, when it is there already."""
+    wanted = {name: fingerprint(name) for name in files}
+    if up_to_date(wanted):
+        return
+    require_venv_module()
+    with only_one():
+        if up_to_date(wanted):  # the one we waited for did it
+            return
+        stamp = read_stamp()
+        if stamp.get("python") != python_version() or not works(PYTHON):
+            # Absent, damaged, or made by another Python: the packages in it would not load. One that lacks only
+            # the stamp is an interrupted installation, and pip repairs it.
+            if not (works(PYTHON) and "python" not in stamp and venv_version() == python_version()):
+                say(f"Creating backend/.venv (Python {python_version()}) ...")
+                run(
+                    [sys.executable, "-I", "-m", "venv", "--clear", VENV],
+                    "backend/.venv could not be created.",
+                )
+            stamp = {"python": python_version(), "files": {}}
+        if subprocess.call([PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           env=environment()):  # fmt: skip
+            run([PYTHON, "-m", "ensurepip", "--upgrade"], "pip could not be installed into backend/.venv.")
+        # The stamp goes first and comes back last: a kill in between is noticed at the next run.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(STAMP)
+        say("Installing {} into backend/.venv ...".format(", ".join(files)))
+        command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
+                   "--require-hashes"]  # fmt: skip
+        for name in files:
+            command += ["-r", os.path.join(BACKEND, name)]
+        run(
+            command,
+            "The packages could not be installed; the lines above say why. `make` again goes on from here.",
+        )
+        stamp["files"] = dict(stamp.get("files", {}), **wanted)
+        write_stamp(stamp)
+
+
+def up_to_date(wanted):
+    stamp = read_stamp()
+    installed = stamp.get("files", {})
+    return (
+        os.path.exists(PYTHON)
+        and stamp.get("python") == python_version()
+        and all(installed.get(name) == mark for name, mark in wanted.items())
+    )
+
+
+def fingerprint(name):
+    with open(os.path.join(BACKEND, name), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def python_version():
+    return "{}.{}".format(*sys.version_info[:2])
+
+
+def venv_version():
+    probe = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.check_output([PYTHON, "-I", "-c", probe]).decode().strip()
+
+
+def read_stamp():
+    try:
+        with open(STAMP) as file:
+            stamp = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(stamp):
+    temporary = STAMP + ".new"
+    with open(temporary, "w") as file:
+        json.dump(stamp, file)
+    os.replace(temporary, STAMP)
+
+
+def run(command, complaint):
+    if subprocess.call(
+        command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment(), cwd=BACKEND
+    ):
+        raise Problem(complaint)
+
+
+@contextlib.contextmanager
+def only_one():
+    """Two makes at once take turns. The lock is on backend/ itself, so that it leaves no file behind."""
+    descriptor = os.open(BACKEND, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("Another make is installing; waiting for it ...")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# Which database
+
+
+def database_given():
+    """Whether the operator named a database: in the environment, in backend/.env, or in a directory of secrets."""
+    from_file = read_env_file()
+    for source in (lower(os.environ), from_file):
+        if source.get("database_url", "").strip():
+            return True
+    secrets = lower(os.environ).get("secrets_dir") or from_file.get("secrets_dir")
+    if not secrets:
+        return False
+    return any(os.path.exists(os.path.join(secrets, name)) for name in ("database_url", "DATABASE_URL"))
+
+
+def lower(variables):
+    return {name.lower(): value for name, value in variables.items()}
+
+
+def read_env_file():
+    """Enough of the format to see whether a value is there; the service itself reads it with python-dotenv."""
+    values = {}
+    with contextlib.suppress(OSError), open(ENV_FILE, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            found = re.match(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)$", line)
+            if found:
+                value = re.sub(r"^#.*|\s+#.*$", "", found.group(2)).strip().strip("'\"")
+                values[found.group(1).lower()] = value
+    return values
+
+
+def needed():
+    return [SERVICE] if database_given() else [SERVICE, EMBEDDED]
+
+
+# Targets
+
+
+def become(*arguments, directory=BACKEND, **more):
+    """Replace ourselves by .venv's Python: signals and exit codes need nobody in between."""
+    os.chdir(directory)
+    sys.stdout.flush()
+    os.execve(PYTHON, [PYTHON, *list(arguments)], environment(**more))
+
+
+def target_install(rest):
+    install(*needed())
+    say("Installed in backend/.venv.")
+
+
+def target_run(rest):
+    install(*needed())
+    embedded = [] if database_given() else ["--embedded"]
+    become("-m", "src", "serve", *embedded, *rest)
+
+
+def command(*words):
+    def target(rest):
+        install(*needed())
+        become("-m", "src", *words, *rest)
+
+    return target
+
+
+def pytest(selection, rest):
+    install(SERVICE, EMBEDDED, DEVELOPMENT)
+    words = [PYTHON, "-m", "pytest", "-m", selection, *rest]
+    return subprocess.call(words, cwd=ROOT, env=environment(GROUNDWORK_FORBID_SKIPS="1"))
+
+
+def target_test(rest):
+    return pytest("not debian and not neon", rest)
+
+
+def target_test_debian(rest):
+    install_debian_packages()
+    return pytest("debian and not neon", rest)
+
+
+def target_test_all(rest):
+    return max(target_test(rest), target_test_debian(rest))
+
+
+def target_test_neon(rest):
+    if not os.environ.get("NEON_DATABASE_URL"):
+        raise Problem("NEON_DATABASE_URL is not set: NEON_DATABASE_URL='postgresql://...' make test-neon")
+    return pytest("neon", rest)
+
+
+def target_check(rest):
+    install(SERVICE, EMBEDDED, DEVELOPMENT)
+    sources = [
+        name
+        for name in ("src", "tests", "benchmarks", "bootstrap.py")
+        if os.path.exists(os.path.join(BACKEND, name))
+    ]
+    judges = [os.path.join("tests", name) for name in ("test_house.py", "test_docs.py")]
+    steps = [["ruff", "check", *sources], ["ruff", "format", "--check", *sources], ["mypy"]]
+    existing = [path for path in judges if os.path.exists(os.path.join(BACKEND, path))]
+    if existing:
+        steps.append(["pytest", "-q", *existing])
+    failed = []
+    for step in steps:
+        say("== " + " ".join(step))
+        if subprocess.call([PYTHON, "-m", *step], cwd=BACKEND, env=environment()):
+            failed.append(step[0])
+    say("Failed: " + ", ".join(failed) if failed else "All is well.")
+    return 1 if failed else 0
+
+
+def target_clean(rest):
+    caches = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"}
+    for directory, names, _ in os.walk(ROOT):
+        for name in list(names):
+            if name in caches or (directory == BACKEND and name == ".venv"):
+                shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
+            if name in caches or name in (".venv", ".data", ".git"):
+                names.remove(name)
+    say("Removed backend/.venv and the caches; data and backend/.env are untouched.")
+
+
+def target_reset_database(rest):
+    install(SERVICE, EMBEDDED)
+    become("-m", "src.reset_database", *rest)
+
+
+# Debian's packages
+
+
+def install_debian_packages():
+    missing = []
+    if not shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin"):
+        missing.append("pgbouncer")
+    if not os.path.exists(POSTGRES_15):
+        missing.append("postgresql-15")
+    if not missing:
+        return
+    by_hand = "apt-get install " + " ".join(missing)
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Problem("These tests need {}. As root on Debian 12: {}".format(" and ".join(missing), by_hand))
+    say("Installing {} ...".format(" and ".join(missing)))
+    with starting_no_services():
+        apt("update")
+        if "postgresql-15" in missing:
+            apt("install", "--yes", "--no-install-recommends", "postgresql-common")
+        with making_no_cluster():
+            if apt("install", "--yes", "--no-install-recommends", *missing):
+                raise Problem("apt-get could not install them. PostgreSQL 15 belongs to Debian 12; elsewhere it "
+                              "comes from apt.postgresql.org.")  # fmt: skip
+
+
+def apt(*words):
+    variables = environment(DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")
+    return subprocess.call(["apt-get", "-qq", *list(words)], stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(),
+                           env=variables)  # fmt: skip
+
+
+def starting_no_services():
+    """Debian starts what it installs unless this file forbids it."""
+    return temporary_file("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
+
+
+def making_no_cluster():
+    """Debian makes a cluster, to be started at each boot, unless told not to."""
+    return temporary_file(
+        "/etc/postgresql-common/createcluster.d/groundwork.conf", "create_main_cluster = false\n", 0o644
+    )
+
+
+@contextlib.contextmanager
+def temporary_file(path, text, mode):
+    if os.path.exists(path) or not os.path.isdir(os.path.dirname(path)):
+        yield
+        return
+    with open(path, "w") as file:
+        file.write(text)
+    os.chmod(path, mode)
+    try:
+        yield
+    finally:
+        os.remove(path)
+
+
+TARGETS = {
+    "install": target_install,
+    "run": target_run,
+    "test": target_test,
+    "test-debian": target_test_debian,
+    "test-all": target_test_all,
+    "test-neon": target_test_neon,
+    "check": target_check,
+    "verify": command("verify"),
+    "psql": command("psql"),
+    "openapi": command("openapi"),
+    "clean": target_clean,
+    "reset-database": target_reset_database,
+}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Problem as problem:
+        say(str(problem))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
