@@ -187,19 +187,20 @@ class _Translation:
         root = self._get("sslrootcert") or None
         system = root == "system"
         negotiation = self._one_of("sslnegotiation", ("postgres", "direct"), "postgres")
-        default: TlsMode = "disable" if local and not (root or negotiation == "direct") else "verify-full"
-        mode: TlsMode = named or default
+        strict = binding == "require" or system or neon or negotiation == "direct"
+        verifying = strict or root is not None
+        mode: TlsMode = named or ("disable" if local and not verifying else "verify-full")
         if only_sockets:
             mode = "disable"
         elif mode == "disable":
-            if binding == "require" or system or neon or negotiation == "direct":
+            if verifying:
                 reason = "Neon" if neon else "channel_binding, sslnegotiation or sslrootcert"
                 pasted.fault(
                     f"sslmode=disable contradicts {reason}.", "Use sslmode=verify-full, or leave sslmode out."
                 )
-        elif binding == "require" or root or neon or negotiation == "direct":
+        elif verifying:
             # What was asked for beside the mode is only true when the server is verified.
-            mode = "verify-ca" if mode == "verify-ca" and root and not system else "verify-full"
+            mode = "verify-ca" if mode == "verify-ca" and not strict else "verify-full"
         elif mode == "verify-ca":
             mode = "verify-full"  # any web site's certificate would pass the system's authorities
         certificate, key = self._get("sslcert") or None, self._get("sslkey") or None

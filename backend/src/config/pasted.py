@@ -228,6 +228,8 @@ def _hosts(text: str, *, escaped: bool, ports: str = "") -> list[Host] | None:
                 return None
         if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
             return None
+        # A final dot is right in DNS, and in no certificate.
+        name = name.rstrip(".") if "/" not in name else name
         hosts.append(Host(name, int(port) if port else DEFAULT_PORT))
     return hosts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -40,9 +41,29 @@ class Tls:
 
 
 def context_for(tls: Tls, variable: str) -> ssl.SSLContext | None:
-    """The context for `require` and stronger, None for weaker modes. Reads files; faults name `variable`."""
+    """The context for `require` and stronger, None for weaker modes. Reads files; faults name `variable`.
+
+    The same context is given again until a file changes: reading the system's authorities takes milliseconds, and
+    a certificate that was renewed counts from the next connection on.
+    """
     if tls.mode in {"disable", "allow", "prefer"}:
         return None
+    store = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    files = (tls.root_certificate, tls.certificate, tls.key, store[0])
+    return _context(tls, variable, store, tuple(_version(path) for path in files))
+
+
+def _version(path: str | None) -> tuple[int, ...] | None:
+    """What changes when a file does."""
+    try:
+        found = os.stat(os.path.expanduser(path)) if path is not None else None
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None
+
+
+@lru_cache(maxsize=16)
+def _context(tls: Tls, variable: str, _store: object, _files: object) -> ssl.SSLContext:
     context = _authorities(tls, variable)
     if not tls.verified:
         context.check_hostname = False
