@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 from fastapi import FastAPI
-from sqlmodel import text
 
 from src.api import deps
 from src.api.deps import DatabaseDep, SessionDep, SettingsDep
 from src.errors import NotFound
+from src.models import User
 
 if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Serve
 
 API = Path(deps.__file__).parent
-INSERT = "INSERT INTO kept (name) VALUES ('a')"
+COUNT = "SELECT count(*) FROM users"
 
 
 def with_routes(app: FastAPI) -> FastAPI:
     @app.post("/kept", status_code=201)
     async def keep(session: SessionDep) -> str:
-        await session.execute(text(INSERT))
+        session.add(User(email="ada@example.com"))
+        await session.flush()
         return "kept"
 
     @app.post("/missing", status_code=201)
     async def miss(session: SessionDep) -> str:
-        await session.execute(text(INSERT))
+        session.add(User(email="ada@example.com"))
+        await session.flush()
         raise NotFound
 
     @app.get("/environment")
@@ -41,10 +44,10 @@ def with_routes(app: FastAPI) -> FastAPI:
 
 
 @pytest.fixture
-async def raw(database_url: str) -> asyncpg.Connection[asyncpg.Record]:
+async def raw(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     connection = await asyncpg.connect(database_url)
-    await connection.execute("CREATE TABLE kept (name text)")
-    return connection
+    yield connection
+    await connection.close()
 
 
 async def test_a_commit_that_fails_is_never_answered_2xx(
@@ -54,17 +57,16 @@ async def test_a_commit_that_fails_is_never_answered_2xx(
         """
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN RAISE EXCEPTION 'secret-canary' USING ERRCODE = 'check_violation'; END $$;
-        CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON kept DEFERRABLE INITIALLY DEFERRED
+        CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED
             FOR EACH ROW EXECUTE FUNCTION refuse();
         """
     )
     async with serve(with_routes(make_app())) as client:
         answer = await client.post("/kept")
-    assert answer.status_code >= 400
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
     assert answer.headers["content-type"] == "application/problem+json"
     assert "secret-canary" not in answer.text
-    assert await raw.fetchval("SELECT count(*) FROM kept") == 0
-    await raw.close()
+    assert await raw.fetchval(COUNT) == 0
 
 
 async def test_a_session_has_committed_when_the_answer_comes_and_has_not_after_an_error(
@@ -72,10 +74,9 @@ async def test_a_session_has_committed_when_the_answer_comes_and_has_not_after_a
 ) -> None:
     async with serve(with_routes(make_app())) as client:
         assert (await client.post("/missing")).status_code == 404
-        assert await raw.fetchval("SELECT count(*) FROM kept") == 0
+        assert await raw.fetchval(COUNT) == 0
         assert (await client.post("/kept")).status_code == 201
-        assert await raw.fetchval("SELECT count(*) FROM kept") == 1
-    await raw.close()
+        assert await raw.fetchval(COUNT) == 1
 
 
 async def test_settings_and_database_are_words(make_app: MakeApp, serve: Serve) -> None:
