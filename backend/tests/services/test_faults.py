@@ -45,7 +45,11 @@ def test_no_exception_of_the_driver_is_left_unmapped(raised: type[Exception]):
     code = getattr(raised, "sqlstate", None)
     if diagnosis.becomes is InternalFault and code is not None:
         assert code[:2] in OURS_TO_MEND | {"42", "0A"}, f"{code} ends as a 500"
-    if code is None and raised not in (driver.PostgresError, driver.FatalPostgresError, driver.UnknownPostgresError):
+    if code is None and raised not in (
+        driver.PostgresError,
+        driver.FatalPostgresError,
+        driver.UnknownPostgresError,
+    ):
         assert issubclass(diagnosis.becomes, Unavailable | Invalid)
 
 

@@ -1,0 +1,430 @@
+"""What the database service does when the database, or the way to it, fails. Every fault is caused."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+
+from clusters import Proxy, resolving
+from src.config.database import ConnectionSettings, parse
+from src.errors import DatabaseRefused, OutcomeUnknown, Overloaded, RequestError, Unavailable
+from src.models import User
+from src.services.database import Database, Limits
+from src.services.embedded import EmbeddedPostgres
+from src.services.revision import CodeRevision
+from src.services.statements import Statement
+
+ECHO = Statement(
+    "test.echo", lambda: sa.select(sa.cast(sa.bindparam("x", type_=sa.Text), sa.Text)), repeatable=True
+)
+SLEEP = Statement(
+    "test.sleep",
+    lambda: sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float))),
+    repeatable=True,
+)
+ADD_USER = Statement(
+    "test.add_user",
+    lambda: (
+        sa.insert(User).values(id=sa.func.gen_random_uuid(), email=sa.bindparam("email")).returning(User.id)
+    ),
+    repeatable=False,
+)
+COUNT_USERS = Statement("test.count", lambda: sa.select(sa.func.count()).select_from(User), repeatable=True)
+
+# Impatient, so that the tests are quick; the promises are written in terms of these.
+QUICK = Limits(
+    pool_size=3,
+    pool_wait_seconds=1.0,
+    connect_timeout_seconds=2.0,
+    command_timeout_seconds=1.5,
+    statement_timeout_seconds=1.2,
+    lock_timeout_seconds=0.5,
+    recovery_wait_seconds=0.8,
+    check_interval_seconds=0.2,
+)
+
+
+@pytest.fixture
+def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
+    with Proxy(postgres.port) as opened:
+        yield opened
+
+
+@pytest.fixture
+def through_proxy(proxy: Proxy, database_url: str) -> ConnectionSettings:
+    return parse(proxy.through(database_url))
+
+
+@pytest.fixture
+async def proxied(through_proxy: ConnectionSettings) -> AsyncIterator[Database]:
+    async with Database(through_proxy, QUICK) as opened:
+        assert await opened.value(ECHO, x="warm") == "warm"
+        yield opened
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    """Waits for the condition and gives the seconds it took; fails after `seconds`."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, "it did not come true in time"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start
+
+
+async def answers(database: Database) -> bool:
+    try:
+        return await database.value(ECHO, x="x") == "x"
+    except RequestError:
+        return False
+
+
+# Round trips
+
+
+async def test_a_read_and_a_single_statement_write_cost_one_round_trip_each(proxied: Database, proxy: Proxy):
+    await proxied.value(ADD_USER, email="warm@example.com")
+    with proxy.counting() as count:
+        await proxied.value(ECHO, x="x")
+        assert count().round_trips == 1
+    with proxy.counting() as count:
+        await proxied.value(ADD_USER, email="ana@example.com")
+        assert count().round_trips == 1
+
+
+# Network
+
+
+async def test_n1_a_black_hole_is_503_within_twice_the_timeout_and_the_pool_is_whole_after_it(
+    proxied: Database, proxy: Proxy
+):
+    proxy.black_hole()
+    start = time.monotonic()
+    outcomes = await asyncio.gather(*(proxied.value(ECHO, x="x") for _ in range(12)), return_exceptions=True)
+    assert time.monotonic() - start < 2 * QUICK.command_timeout_seconds + 0.5
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert proxied.observe().status == "down"
+    proxy.heal()
+    await until(lambda: proxied.observe().status == "up")
+    assert await asyncio.gather(*(proxied.value(ECHO, x=str(i)) for i in range(12))) == [
+        str(i) for i in range(12)
+    ]
+    await until(lambda: proxied.observe().pool.in_use == 0)
+    assert proxied.observe().pool.open <= QUICK.pool_size
+
+
+async def test_n2_every_connection_reset_is_invisible_to_reads(proxied: Database, proxy: Proxy):
+    for _ in range(5):
+        reads = [asyncio.create_task(proxied.value(SLEEP, seconds=0.02)) for _ in range(9)]
+        await asyncio.sleep(0.01)
+        proxy.reset_all()
+        assert await asyncio.gather(*reads) == [None] * 9
+
+
+async def test_n3_while_down_requests_are_turned_away_at_once(proxied: Database, proxy: Proxy):
+    proxy.refuse()
+    proxy.reset_all()
+    with pytest.raises(Unavailable):
+        await proxied.value(ECHO, x="x")
+    assert proxied.observe().status == "down"
+    assert proxied.observe().reason == "connection-refused"
+    await asyncio.sleep(QUICK.recovery_wait_seconds)
+    for _ in range(20):
+        start = time.monotonic()
+        with pytest.raises(Unavailable) as caught:
+            await proxied.value(ADD_USER, email="ana@example.com")
+        assert time.monotonic() - start < 0.05
+        assert caught.value.retry_after_seconds == 1
+    proxy.accept()
+    await until(lambda: proxied.observe().status == "up", seconds=2.0)
+    assert await proxied.value(COUNT_USERS) == 0
+
+
+async def test_n4_two_hundred_milliseconds_of_latency_do_not_collapse_the_pool(
+    through_proxy: ConnectionSettings, proxy: Proxy
+):
+    proxy.delay_seconds = 0.1  # each way
+    async with Database(through_proxy) as database:
+        for _ in range(2):
+            reads = (database.value(ECHO, x="x") for _ in range(12))
+            assert await asyncio.gather(*reads, return_exceptions=True) == ["x"] * 12
+        assert database.observe().status == "up"
+
+
+async def test_n5_a_write_whose_reply_is_lost_is_unknown_and_was_not_repeated(
+    proxied: Database, proxy: Proxy
+):
+    await proxied.value(ADD_USER, email="warm@example.com")
+    proxy.lose_replies()
+    with pytest.raises(OutcomeUnknown):
+        await proxied.value(ADD_USER, email="ana@example.com")
+    assert await proxied.value(COUNT_USERS) == 2
+
+
+async def test_a_commit_whose_reply_is_lost_is_unknown(proxied: Database, proxy: Proxy):
+    with pytest.raises(OutcomeUnknown):
+        async with proxied.transaction() as connection:
+            await connection.execute("INSERT INTO users (email) VALUES ('ana@example.com')")
+            proxy.lose_replies()
+    with pytest.raises(OutcomeUnknown):
+        async with proxied.session() as session:
+            session.add(User(email="bo@example.com"))
+            await session.flush()
+            proxy.lose_replies()
+    assert await proxied.value(COUNT_USERS) == 2
+
+
+async def test_n6_a_name_that_does_not_resolve_is_503_and_is_looked_up_anew_later(
+    proxy: Proxy, database_url: str
+):
+    connection = parse(proxy.through(database_url, host="database.example.com") + "?sslmode=disable")
+    async with Database(connection, QUICK) as database:
+        assert database.observe().status == "down"
+        assert database.observe().reason == "host-not-found"
+        with pytest.raises(Unavailable):
+            await database.value(ECHO, x="x")
+        with resolving({"database.example.com": "127.0.0.1"}):
+            await until(lambda: database.observe().status == "up", seconds=3.0)
+            assert await database.value(ECHO, x="x") == "x"
+
+
+# The database
+
+
+async def test_d1_an_immediate_restart_under_reads_fails_none_of_them(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    limits = Limits(recovery_wait_seconds=5.0, command_timeout_seconds=8.0, statement_timeout_seconds=7.0)
+    async with Database(parse(server.url), limits) as database:
+        done = asyncio.Event()
+        reads, failures = 0, []
+
+        async def read() -> None:
+            nonlocal reads
+            while not done.is_set():
+                try:
+                    await database.value(ECHO, x="x")
+                    reads += 1
+                except RequestError as error:
+                    failures.append(error)
+                await asyncio.sleep(0.001)
+
+        readers = [asyncio.create_task(read()) for _ in range(16)]
+        await asyncio.sleep(0.3)
+        for _ in range(2):
+            await asyncio.to_thread(server.stop, "immediate")
+            await asyncio.to_thread(server.start)
+            before = reads
+            await until(lambda before=before: reads > before + 50)
+        done.set()
+        await asyncio.gather(*readers)
+    assert failures == []
+
+
+async def test_d2_killed_outright_it_is_503_and_back_within_a_second_of_its_return(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    async with Database(parse(server.url), QUICK) as database:
+        assert await answers(database)
+        await asyncio.to_thread(server.kill)
+        assert not await answers(database)
+        assert database.observe().status == "down"
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(server.start)
+        start = time.monotonic()
+        while not await answers(database):
+            await asyncio.sleep(0.01)
+        assert time.monotonic() - start < 1.5
+        assert database.observe().status == "up"
+
+
+async def test_d3_a_frozen_server_is_503_within_the_budget_and_heals_when_it_thaws(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    async with Database(parse(server.url), QUICK) as database:
+        assert await answers(database)
+        server.freeze()
+        start = time.monotonic()
+        assert not await answers(database)
+        assert time.monotonic() - start < QUICK.command_timeout_seconds + 1.0
+        assert database.observe().status == "down"
+        server.thaw()
+        await until(lambda: database.observe().status == "up")
+        assert await answers(database)
+
+
+async def test_d6_too_many_connections_is_503_and_one_that_comes_free_is_used(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres(options={"max_connections": "6", "superuser_reserved_connections": "0"})
+    async with contextlib.AsyncExitStack() as stack:
+        others = [await asyncpg.connect(server.url) for _ in range(6)]
+        for other in others:
+            stack.push_async_callback(other.close)
+        async with Database(parse(server.url), QUICK) as database:
+            with pytest.raises(Unavailable) as caught:
+                await database.value(ECHO, x="x")
+            assert caught.value.reason == "too-many-connections"
+            await others[0].close()
+            await until(lambda: database.observe().status == "up")
+            # One connection is all there is; the pool wants three and makes do.
+            assert await asyncio.gather(*(database.value(ECHO, x="x") for _ in range(9))) == ["x"] * 9
+
+
+# Starting
+
+
+async def test_an_unreachable_database_at_the_start_is_waited_for(
+    postgres: EmbeddedPostgres, database_url: str
+):
+    with Proxy(postgres.port) as proxy:
+        proxy.refuse()
+        async with Database(parse(proxy.through(database_url)), QUICK) as database:
+            assert not database.observe().ready
+            assert database.observe().status == "down"
+            proxy.accept()
+            await until(lambda: database.observe().ready, seconds=2.0)
+            assert await answers(database)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [({"password": "wrong"}, "authentication-failed"), ({"database": "nowhere"}, "unknown-database")],
+)
+async def test_what_waiting_does_not_mend_ends_the_start(
+    connection_settings: ConnectionSettings, wrong: dict[str, str], reason: str
+):
+    from dataclasses import replace
+
+    from pydantic import SecretStr
+
+    changed = {key: SecretStr(value) if key == "password" else value for key, value in wrong.items()}
+    with pytest.raises(DatabaseRefused) as caught:
+        async with Database(replace(connection_settings, **changed)):
+            pass
+    assert caught.value.reason == reason
+    assert "wrong" not in str(caught.value)
+
+
+async def test_c2_a_rotated_password_is_503_at_run_time_and_recovers_when_mended(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    administrator = await asyncpg.connect(server.url)
+    await administrator.execute("CREATE ROLE app LOGIN PASSWORD 'old'")
+    settings = parse(f"postgresql://app:old@127.0.0.1:{server.port}/groundwork")
+    async with Database(settings, QUICK) as database:
+        assert await answers(database)
+        await administrator.execute("ALTER ROLE app PASSWORD 'new'")
+        await administrator.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
+        )
+        await until(lambda: database.observe().pool.open == 0)
+        with pytest.raises(Unavailable):
+            await database.value(ECHO, x="x")
+        assert database.observe().reason == "authentication-failed"
+        await administrator.execute("ALTER ROLE app PASSWORD 'old'")
+        await until(lambda: database.observe().status == "up", seconds=3.0)
+        assert await answers(database)
+    await administrator.close()
+
+
+async def test_start_up_migrates_an_empty_database(empty_database_url: str):
+    connection = parse(empty_database_url)
+    async with Database(connection, schema=CodeRevision(connection), migrate=True) as database:
+        await until(lambda: database.observe().ready)
+        assert database.observe().schema.status == "current"
+        assert await database.value(COUNT_USERS) == 0
+
+
+async def test_s2_two_processes_that_start_at_once_both_succeed(empty_database_url: str):
+    connection = parse(empty_database_url)
+    async with (
+        Database(connection, schema=CodeRevision(connection), migrate=True) as one,
+        Database(connection, schema=CodeRevision(connection), migrate=True) as other,
+    ):
+        await until(lambda: one.observe().ready and other.observe().ready)
+
+
+async def test_without_migration_an_older_schema_is_not_ready_until_somebody_migrates(
+    empty_database_url: str,
+):
+    from src.services import schema
+
+    connection = parse(empty_database_url)
+    async with Database(connection, QUICK, schema=CodeRevision(connection)) as database:
+        assert not (await database.check()).ready
+        assert database.observe().reason == "schema-behind"
+        with pytest.raises(Unavailable) as caught:
+            await database.value(COUNT_USERS)
+        assert caught.value.reason == "schema-mismatch"
+        await schema.create_tables(connection)
+        await asyncio.sleep(QUICK.check_interval_seconds)
+        assert (await database.check()).ready
+
+
+async def test_an_unknown_newer_schema_is_ready_with_a_warning(connection_settings: ConnectionSettings):
+    raw = await asyncpg.connect(**connection_settings.asyncpg_arguments())
+    await raw.execute("UPDATE alembic_version SET version_num = 'from_the_future'")
+    await raw.close()
+    async with Database(
+        connection_settings, schema=CodeRevision(connection_settings), migrate=True
+    ) as database:
+        await until(lambda: database.observe().ready)
+        assert database.observe().schema.status == "ahead"
+        assert database.observe().reason == "schema-ahead"
+
+
+# The pool
+
+
+async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_told_once_a_second(
+    proxied: Database, capsys: pytest.CaptureFixture[str]
+):
+    slow = [asyncio.create_task(proxied.value(SLEEP, seconds=1.1)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    start = time.monotonic()
+    outcomes = await asyncio.gather(*(proxied.value(ECHO, x="x") for _ in range(50)), return_exceptions=True)
+    assert time.monotonic() - start < QUICK.pool_wait_seconds + 0.3
+    assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
+    await asyncio.gather(*slow)
+    assert await proxied.value(ECHO, x="x") == "x"
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("database.pool_exhausted") == 1
+
+
+async def test_closing_waits_for_nobody_longer_than_a_command(proxied: Database, proxy: Proxy):
+    reading = asyncio.create_task(proxied.value(SLEEP, seconds=1.0))
+    await asyncio.sleep(0.05)
+    proxy.freeze()
+    start = time.monotonic()
+    await proxied.close()
+    assert time.monotonic() - start < QUICK.command_timeout_seconds + 1.5
+    with pytest.raises(RequestError):
+        await reading
+    proxy.thaw()
+
+
+def test_out_of_file_descriptors_is_recognised():
+    import errno
+
+    from src.services.faults import diagnose
+
+    with contextlib.ExitStack() as stack:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            for _ in range(200):
+                stack.enter_context(socket.socket())
+    assert caught.value.errno == errno.EMFILE
+    assert diagnose(caught.value).reason == "out-of-file-descriptors"

@@ -1,0 +1,246 @@
+"""Health of the database, cell by cell of the table in docs/health.md: what can be known, and how fast.
+
+Direct or through a proxy that counts every byte; idle or under traffic; passive or active. The PgBouncer column
+is in test_pgbouncer.py.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+
+from clusters import Proxy
+from src.config.database import ConnectionSettings, parse
+from src.errors import RequestError
+from src.services.database import Database, Limits, Observation
+from src.services.embedded import EmbeddedPostgres
+from src.services.revision import CodeRevision
+from src.services.statements import Statement
+
+ECHO = Statement(
+    "test.echo", lambda: sa.select(sa.cast(sa.bindparam("x", type_=sa.Text), sa.Text)), repeatable=True
+)
+SLEEP = Statement(
+    "test.sleep",
+    lambda: sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float))),
+    repeatable=True,
+)
+
+
+@pytest.fixture
+def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
+    with Proxy(postgres.port) as opened:
+        yield opened
+
+
+@pytest.fixture
+def through_proxy(proxy: Proxy, database_url: str) -> ConnectionSettings:
+    return parse(proxy.through(database_url))
+
+
+@pytest.fixture
+async def passive(through_proxy: ConnectionSettings) -> AsyncIterator[Database]:
+    async with Database(through_proxy, passive=True, schema=CodeRevision(through_proxy)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def active(through_proxy: ConnectionSettings) -> AsyncIterator[Database]:
+    async with Database(through_proxy, schema=CodeRevision(through_proxy)) as opened:
+        yield opened
+
+
+async def kill_backends(url: str) -> None:
+    killer = await asyncpg.connect(url)
+    await killer.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await killer.close()
+
+
+async def until(database: Database, wanted: Callable[[Observation], bool], seconds: float) -> float:
+    """Asks once every 50 ms, as an impatient probe would; the seconds until the answer was the wanted one."""
+    start = time.monotonic()
+    while not wanted(await database.check()):
+        assert time.monotonic() - start < seconds, f"still {database.observe()}"
+        await asyncio.sleep(0.05)
+    return time.monotonic() - start
+
+
+async def traffic(database: Database, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        with contextlib.suppress(RequestError):
+            await database.value(ECHO, x="x")
+        await asyncio.sleep(0.02)
+
+
+# Passive
+
+
+async def test_passive_idle_probes_send_no_byte_and_open_no_connection(passive: Database, proxy: Proxy):
+    await passive.value(ECHO, x="x")
+    with proxy.counting() as count:
+        for _ in range(60):
+            seen = await passive.check()
+            assert seen.ready
+            assert seen.status == "up"
+            await asyncio.sleep(0.02)
+        assert count().bytes_to_server == 0
+        assert count().connections == 0
+
+
+async def test_passive_when_the_server_closes_idle_connections_it_is_asleep_ready_and_left_alone(
+    passive: Database, proxy: Proxy, database_url: str
+):
+    await passive.value(ECHO, x="x")
+    await kill_backends(database_url)
+    await until(passive, lambda seen: seen.status == "asleep", 2.0)
+    with proxy.counting() as count:
+        for _ in range(60):
+            seen = await passive.check()
+            assert (seen.status, seen.ready, seen.pool.open) == ("asleep", True, 0)
+            await asyncio.sleep(0.02)
+        assert count().connections == 0
+        # The next request wakes it, within its own deadline.
+        assert await passive.value(ECHO, x="x") == "x"
+        assert count().connections >= 1
+    assert (await passive.check()).status == "up"
+
+
+async def test_passive_asleep_and_gone_is_known_at_the_first_request_and_stays_down_until_a_success(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    async with Database(parse(server.url), Limits(recovery_wait_seconds=0.3), passive=True) as database:
+        await asyncio.to_thread(server.stop)
+        # Nothing was asked, so this cannot be told from sleep; the age of the evidence says as much.
+        await until(database, lambda seen: seen.status == "asleep", 2.0)
+        with pytest.raises(RequestError):
+            await database.value(ECHO, x="x")
+        assert (await database.check()).status == "down"
+        assert not database.observe().ready
+        await asyncio.to_thread(server.start)
+        await until(database, lambda seen: seen.status == "up", 2.0)
+
+
+async def test_passive_under_traffic_a_stop_is_down_within_two_seconds_and_a_start_up_within_two(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    async with Database(parse(server.url), passive=True) as database:
+        stop = asyncio.Event()
+        busy = asyncio.create_task(traffic(database, stop))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(server.stop)
+        await until(database, lambda seen: not seen.ready, 2.0)
+        assert database.observe().status == "down"
+        await asyncio.to_thread(server.start)
+        await until(database, lambda seen: seen.ready and seen.status == "up", 2.0)
+        stop.set()
+        await busy
+
+
+# Active
+
+
+async def test_active_an_idle_stop_is_down_within_two_seconds_and_a_start_up_within_two(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    async with Database(parse(server.url)) as database:
+        assert (await database.check()).ready
+        for stop in (server.stop, server.kill):
+            await asyncio.to_thread(stop)
+            await until(database, lambda seen: not seen.ready, 2.0)
+            assert database.observe().status == "down"
+            await asyncio.to_thread(server.start)
+            await until(database, lambda seen: seen.ready, 2.0)
+
+
+async def test_active_a_frozen_server_is_down_within_the_command_budget_and_heals(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres()
+    async with Database(parse(server.url)) as database:
+        server.freeze()
+        await until(database, lambda seen: not seen.ready, Limits().command_timeout_seconds)
+        server.thaw()
+        await until(database, lambda seen: seen.ready, 6.0)
+
+
+async def test_active_however_many_ask_there_is_one_real_check_an_interval(active: Database, proxy: Proxy):
+    await active.check()
+    await asyncio.sleep(Limits().check_interval_seconds)
+    with proxy.counting() as count:
+        await asyncio.gather(*(active.check() for _ in range(200)))
+        assert 0 < count().round_trips <= 4
+        first = count().round_trips
+        await asyncio.gather(*(active.check() for _ in range(200)))
+        assert count().round_trips == first
+        assert count().connections == 0
+
+
+async def test_active_traffic_is_evidence_enough_and_saves_the_check(active: Database, proxy: Proxy):
+    await asyncio.sleep(Limits().check_interval_seconds)
+    await active.value(ECHO, x="x")
+    with proxy.counting() as count:
+        seen = await active.check()
+        assert count().bytes_to_server == 0
+    assert seen.evidence == "traffic"
+    assert seen.evidence_age_seconds is not None
+    assert seen.evidence_age_seconds < 1.0
+
+
+async def test_active_with_every_connection_busy_a_check_waits_for_none(through_proxy: ConnectionSettings):
+    async with Database(through_proxy, Limits(pool_size=1, check_interval_seconds=0.1)) as database:
+        sleeping = asyncio.create_task(database.value(SLEEP, seconds=1.0))
+        await asyncio.sleep(0.3)
+        start = time.monotonic()
+        assert (await database.check()).ready
+        assert time.monotonic() - start < 0.3
+        await sleeping
+
+
+async def test_a_single_killed_connection_is_not_an_outage(active: Database, database_url: str):
+    await kill_backends(database_url)
+    for _ in range(20):
+        assert (await active.check()).ready
+        await asyncio.sleep(0.1)
+
+
+# Facts
+
+
+async def test_a_read_only_server_is_ready_and_says_so(private_postgres: Callable[..., EmbeddedPostgres]):
+    server = private_postgres(options={"default_transaction_read_only": "on"})
+    async with Database(parse(server.url)) as database:
+        seen = await database.check()
+        assert seen.ready
+        assert seen.read_only
+
+
+async def test_the_time_of_the_evidence_is_its_own_and_not_the_question_s(passive: Database):
+    await passive.value(ECHO, x="x")
+    first = passive.observe().evidence_at
+    await asyncio.sleep(0.2)
+    second = passive.observe()
+    assert first is not None
+    assert second.evidence_at is not None
+    assert abs((second.evidence_at - first).total_seconds()) < 0.05
+    assert second.evidence_age_seconds is not None
+    assert second.evidence_age_seconds >= 0.2
+
+
+def test_before_it_is_opened_the_database_is_starting(through_proxy: ConnectionSettings, proxy: Proxy):
+    async def look() -> Observation:
+        return Database(through_proxy).observe()
+
+    with proxy.counting() as count:
+        seen = asyncio.run(look())
+        assert (seen.status, seen.ready, seen.reason) == ("starting", False, "connecting")
+        assert count().connections == 0
