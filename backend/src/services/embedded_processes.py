@@ -113,9 +113,9 @@ def _gone(pids: list[int], seconds: float, child: subprocess.Popen[bytes] | None
     deadline = time.monotonic() + seconds
     pause = 0.002
     while True:
-        if child is not None:
-            child.poll()
         if not any(alive(pid) for pid in pids):
+            if child is not None:
+                child.wait()
             return True
         if time.monotonic() > deadline:
             return False
