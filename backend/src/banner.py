@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from . import terminal
 from .config.logging import get_logger
 from .config.settings import Settings, require_database
 
@@ -23,11 +23,11 @@ def show(settings: Settings, address: tuple[Any, ...], postgres: EmbeddedPostgre
         facts["database"] = require_database(settings).redacted()
     if postgres is not None:
         facts["data"] = str(postgres.data_path)
-    stream = sys.stderr
-    terminal = stream.isatty()
-    if settings.log_format == "console" or (settings.log_format == "auto" and terminal):
+    if settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty()):
         facts["try"] = f"curl {url}/health"
-        _print(facts, stream, bold=terminal and not os.environ.get("NO_COLOR"))
+        width = max(map(len, facts)) + 2
+        lines = [f"  {terminal.paint(name.ljust(width), 'bold')}{value}" for name, value in facts.items()]
+        terminal.say("\n".join(["", *lines, "", "  Ctrl-C stops it.", ""]))
     else:
         log.info("serving", **facts, workers=settings.workers)
 
@@ -37,11 +37,3 @@ def url_of(address: tuple[Any, ...]) -> str:
     host, port = str(address[0]), int(address[1])
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _print(facts: dict[str, str], stream: TextIO, *, bold: bool) -> None:
-    width = max(map(len, facts)) + 2
-    start, end = ("\x1b[1m", "\x1b[0m") if bold else ("", "")
-    lines = [f"  {start}{name:<{width}}{end}{value}" for name, value in facts.items()]
-    stream.write("\n".join(["", *lines, "", "  Ctrl-C stops it.", ""]) + "\n")
-    stream.flush()

@@ -7,7 +7,7 @@ import socket
 import sys
 
 from .errors import GroundworkError
-from .worker import BACKLOG
+from .link import BACKLOG
 
 
 class CannotListen(GroundworkError):

@@ -23,18 +23,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from . import banner, listening
+from . import banner, listening, terminal
 from .config.logging import configure, get_logger
 from .config.settings import Settings, as_environment
 from .errors import ConfigurationError, GroundworkError
+from .link import (
+    CANCEL_SECONDS,
+    CLOSE_SECONDS,
+    EMBEDDED,
+    LINGER_SECONDS,
+    LINK,
+    LISTENERS,
+    SERVING,
+    SUPERVISOR,
+    Leave,
+)
 from .surroundings import Sources, raise_descriptor_limit, signals_as_bytes
-from .worker import CANCEL_SECONDS, CLOSE_SECONDS, LINK, LISTENERS, SERVING, SUPERVISOR, Leave
 
 if TYPE_CHECKING:
     from .services.embedded import EmbeddedPostgres
-
-EMBEDDED: Final = "GROUNDWORK_EMBEDDED"
-"""Set for the workers when the supervisor runs their PostgreSQL."""
 
 WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "src.worker")
 START_ATTEMPTS: Final = 3
@@ -44,7 +51,7 @@ _IMPORT_ROOT = Path(__file__).resolve().parents[1]
 _LONGEST_PAUSE_SECONDS = 30.0
 _STEADY_SECONDS = 10.0
 _WATCH_SECONDS = 0.5
-_KILL_MARGIN_SECONDS = 3.0
+_KILL_MARGIN_SECONDS = 1.0
 
 log = get_logger("groundwork.supervisor")
 
@@ -100,7 +107,7 @@ def run(
                 workers = 1
             listeners = listening.bind(settings.host, settings.port, queues=workers)
         except GroundworkError as error:
-            print(error, file=sys.stderr)
+            terminal.say(str(error))
             return int(getattr(error, "exit_code", 1))
         supervisor = _Supervisor(settings, postgres, listeners, worker_command, wakeup, watch=reload)
         stack.callback(supervisor.close)
@@ -186,7 +193,7 @@ class _Supervisor:
         now = time.monotonic()
         for worker in self._all:
             if worker.kill_at is not None and now >= worker.kill_at:
-                log.error("worker-killed-as-too-slow", pid=worker.pid)
+                log.error("worker.killed-as-too-slow", pid=worker.pid)
                 worker.process.kill()
                 worker.kill_at = None
         if self._exit_code is not None:
@@ -200,7 +207,7 @@ class _Supervisor:
         if self._sources is not None and now >= self._look_at:
             self._look_at = now + _WATCH_SECONDS
             if changed := self._sources.changed():
-                log.info("source-changed", file=str(changed))
+                log.info("source.changed", file=str(changed))
                 self._restart_changed()
 
     def _seconds_to_next(self) -> float | None:
@@ -266,7 +273,7 @@ class _Supervisor:
             worker.serving = True
             worker.slot.failed_starts = 0
             log.debug(
-                "worker-serving", pid=worker.pid, seconds=round(time.monotonic() - worker.started_at, 3)
+                "worker.serving", pid=worker.pid, seconds=round(time.monotonic() - worker.started_at, 3)
             )
             if self._exit_code is None:
                 self._serving(worker)
@@ -280,6 +287,7 @@ class _Supervisor:
                 slot.start_at = 0.0
         if worker is self._replacement:
             old, worker.slot.worker, self._replacement = worker.slot.worker, worker, None
+            worker.slot.start_at = None  # The old one may have fallen meanwhile.
             if old is not None:
                 self._tell(old, Leave.RETIRE)
             else:
@@ -294,7 +302,9 @@ class _Supervisor:
                 worker.link.send(bytes([how]))
         else:
             worker.process.terminate()
-        grace = self._settings.drain_grace_seconds if how <= Leave.DRAIN else 0.0
+        grace = 0.0
+        if how <= Leave.DRAIN:
+            grace = self._settings.drain_grace_seconds if how == Leave.DRAIN else LINGER_SECONDS
         drain = self._settings.shutdown_timeout_seconds if how < Leave.HURRY else 0.0
         bound = grace + drain + CANCEL_SECONDS + CLOSE_SECONDS + _KILL_MARGIN_SECONDS
         worker.kill_at = time.monotonic() + bound
@@ -317,13 +327,13 @@ class _Supervisor:
         if worker is self._replacement:
             self._replacement = None
             self._renewing.clear()
-            log.error("renewal-abandoned", ended=_how(code))
+            log.error("workers.not-renewed", ended=_how(code))
         elif slot.worker is not worker:
             self._renew_next()  # A retired one has gone.
         else:
             slot.worker = None
             if self._sources is not None and not worker.told and not worker.serving:
-                log.error("worker-waits-for-change", ended=_how(code))
+                log.error("worker.waits-for-change", ended=_how(code))
             elif worker.told:
                 slot.start_at = 0.0  # Its source has changed.
             elif worker.serving:
@@ -335,7 +345,7 @@ class _Supervisor:
         steady = time.monotonic() - worker.started_at > _STEADY_SECONDS
         slot.short_lives = 0 if steady else slot.short_lives + 1
         pause = _pause(slot.short_lives)
-        log.error("worker-ended", pid=worker.pid, ended=_how(code), pause_seconds=pause)
+        log.error("worker.ended", pid=worker.pid, ended=_how(code), pause_seconds=pause)
         slot.start_at = time.monotonic() + pause
 
     def _after_failed_start(self, slot: _Slot, code: int) -> None:
@@ -345,11 +355,11 @@ class _Supervisor:
         slot.failed_starts += 1
         others = any(worker.serving and not worker.told for worker in self._all)
         if slot.failed_starts >= START_ATTEMPTS and not others:
-            log.error("giving-up", attempts=slot.failed_starts, ended=_how(code))
+            log.error("start.given-up", attempts=slot.failed_starts, ended=_how(code))
             self._stop(1, Leave.DRAIN)
             return
         pause = _pause(slot.failed_starts)
-        log.error("worker-did-not-start", ended=_how(code), pause_seconds=pause)
+        log.error("worker.did-not-start", ended=_how(code), pause_seconds=pause)
         slot.start_at = time.monotonic() + pause
 
     def _forget_gauges(self, directory: Path, pid: int) -> None:
@@ -386,7 +396,7 @@ class _Supervisor:
     def _renew(self) -> None:
         """One new worker after the other, each serving before the one it replaces leaves."""
         if not self._renewing and self._replacement is None:
-            log.info("workers-renewing", count=len(self._slots))
+            log.info("workers.renewing", count=len(self._slots))
             self._renewing = [slot for slot in self._slots if slot.worker is not None]
             self._renew_next()
 
@@ -414,11 +424,11 @@ class _Supervisor:
             pause = _pause(self._postgres_failures)
             self._postgres_at = now + pause
             log.error(  # noqa: TRY400 - its message says all
-                "postgres-did-not-start", detail=str(error), pause_seconds=pause
+                "postgres.did-not-start", detail=str(error), pause_seconds=pause
             )
         else:
             self._postgres_at, self._postgres_failures = None, 0
-            log.warning("postgres-started-again")
+            log.warning("postgres.started-again")
 
 
 def _pause(failures: int) -> float:

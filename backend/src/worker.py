@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import enum
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -28,39 +27,23 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings
 from .errors import ConfigurationError, GroundworkError
-
-LISTENERS: Final = "GROUNDWORK_LISTENERS"
-LINK: Final = "GROUNDWORK_LINK"
-SUPERVISOR: Final = "GROUNDWORK_SUPERVISOR"
-SERVING: Final = b"+"
-"""What a worker writes into the link once it accepts requests."""
-
-BACKLOG: Final = 2048
-CANCEL_SECONDS: Final = 2.0
-"""How long cancelled requests may take to give back what they hold."""
-CLOSE_SECONDS: Final = 5.0
-"""How long the application may take to close the database."""
+from .link import (
+    BACKLOG,
+    CANCEL_SECONDS,
+    CLOSE_SECONDS,
+    LINGER_SECONDS,
+    LINK,
+    LISTENERS,
+    SERVING,
+    SUPERVISOR,
+    Leave,
+)
 
 _HELP_SECONDS = 0.05
 _FIRST_REQUEST_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 
 log = get_logger("groundwork.worker")
-
-
-class Leave(enum.IntEnum):
-    """How a worker is told to go, each more urgent than the one before; the most urgent one told counts.
-
-    RETIRE: others serve, so accept nothing more, and close idle connections with their next answer.
-    DRAIN: not ready first, while still accepting; then finish what is in flight.
-    PROMPT: the same without the time for load balancers to notice (Ctrl-C, or the supervisor is gone).
-    HURRY: cancel what is in flight.
-    """
-
-    RETIRE = ord("r")
-    DRAIN = ord("s")
-    PROMPT = ord("t")
-    HURRY = ord("u")
 
 
 class StartCancelled(Exception):
@@ -245,12 +228,17 @@ class Worker(uvicorn.Server):
         await self._grace()
         self._stop_accepting()
         cancelled = await self._finish()
-        log.info("worker-left", seconds=round(time.monotonic() - began, 3), cancelled_requests=cancelled)
+        say = log.warning if cancelled else log.debug
+        say("worker.left", seconds=round(time.monotonic() - began, 3), cancelled_requests=cancelled)
 
     async def _grace(self) -> None:
         """Let load balancers see that we are not ready, and idle connections bring their next request."""
-        end = time.monotonic() + self._grace_seconds
-        while self._told < Leave.PROMPT and (left := end - time.monotonic()) > 0:
+        began = time.monotonic()
+        while self._told < Leave.PROMPT:
+            grace = self._grace_seconds if self._told > Leave.RETIRE else LINGER_SECONDS
+            left = began + grace - time.monotonic()
+            if left <= 0:
+                return
             if self._told == Leave.RETIRE and not self.server_state.connections:
                 return
             await self.on_tick(0)
@@ -401,11 +389,11 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
         return error.exit_code
     except GroundworkError as error:
         log.error(  # noqa: TRY400 - its message says all
-            "start-refused", reason=getattr(error, "reason", type(error).__name__), detail=str(error)
+            "start.refused", reason=getattr(error, "reason", type(error).__name__), detail=str(error)
         )
         return int(getattr(error, "exit_code", 1))
     except Exception:
-        log.exception("worker-failed")
+        log.exception("worker.failed")
         return 1
     return 0
 

@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import socket
@@ -26,20 +27,24 @@ from typing import Any
 import psutil
 import pytest
 
+from src.services.embedded import running_url
+
 SCRIPT = Path(__file__).with_name("serving.py")
 
 
 class Service:
     """One supervisor under test. Everything that it left behind is ended by pid, whatever the test did."""
 
-    def __init__(self, directory: Path, settings: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], environment: dict[str, str], script: Path
+    ) -> None:
         self.log_path = directory / f"log-{time.monotonic_ns()}"
         self.log_path.touch()
         self._seen: set[psutil.Process] = set()
         self._connections: list[Any] = []
-        self._command = [
+        self.command = [
             sys.executable,
-            str(SCRIPT),
+            str(script),
             "supervise",
             json.dumps({"port": 0, "log_format": "json"} | settings),
         ]
@@ -48,7 +53,7 @@ class Service:
     def start(self, **more: Any) -> Service:
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
-                self._command,
+                self.command,
                 env=self._environment,
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | more,
             )
@@ -98,7 +103,7 @@ class Service:
         return found
 
     def workers(self) -> list[int]:
-        return [process.pid for process in self.children() if str(SCRIPT) in " ".join(process.cmdline())]
+        return [process.pid for process in self.children() if process.cmdline()[-1:] == ["work"]]
 
     def children(self) -> list[psutil.Process]:
         """All that descends from the supervisor now; remembered, to be looked for afterwards."""
@@ -149,8 +154,8 @@ def service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """`service(workers=2)`: a supervisor with these settings, not yet started; `environment=` for the application."""
     made: list[Service] = []
 
-    def make(environment: dict[str, str] | None = None, **settings: Any) -> Service:
-        made.append(Service(tmp_path, settings, environment or {}))
+    def make(environment: dict[str, str] | None = None, script: Path = SCRIPT, **settings: Any) -> Service:
+        made.append(Service(tmp_path, settings, environment or {}, script))
         return made[-1]
 
     yield make
@@ -187,7 +192,7 @@ def test_a_refused_database_ends_everything_with_3_and_one_line(service: Make) -
     one = service(workers=2, environment={"TEST_START": "refused"}).start()
     assert one.ended() == 3
     assert len(one.log.splitlines()) == 1
-    assert one.events("start-refused")[0]["reason"] == "authentication-failed"
+    assert one.events("start.refused")[0]["reason"] == "authentication-failed"
 
 
 def test_a_bad_configuration_ends_everything_with_3_and_is_told_once(service: Make) -> None:
@@ -204,7 +209,7 @@ def test_exit_code_3_of_an_application_passes_through(service: Make) -> None:
 def test_a_start_that_keeps_failing_ends_with_1_after_a_few_attempts(service: Make, how: str) -> None:
     one = service(workers=2, environment={"TEST_START": how}).start()
     assert one.ended() == 1
-    [event] = one.events("giving-up")
+    [event] = one.events("start.given-up")
     assert event["attempts"] == 3
     assert not one.events("serving")
 
@@ -212,7 +217,7 @@ def test_a_start_that_keeps_failing_ends_with_1_after_a_few_attempts(service: Ma
 def test_a_start_that_fails_once_is_repeated(service: Make, tmp_path: Path) -> None:
     (tmp_path / "start").write_text("kill")
     one = service().start()
-    until(lambda: one.events("worker-did-not-start"))
+    until(lambda: one.events("worker.did-not-start"))
     (tmp_path / "start").write_text("ok")
     one.serving()
 
@@ -289,7 +294,7 @@ def test_many_connections_at_once_reach_both_workers(service: Make) -> None:
         connection.request("GET", "/facts")
         reached.append(json.loads(connection.getresponse().read())["pid"])
         connection.close()
-    # 64 fair coins: fewer than 8 heads comes up once in 10 million million runs.
+    # 64 fair coins: fewer than 8 heads comes up less than once in ten thousand million runs.
     assert min(reached.count(pid) for pid in one.workers()) >= 8
 
 
@@ -306,7 +311,7 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(service: Make) -> Non
     until(lambda: len(set(one.workers()) - {before[0]}) == 2)
     assert before[1] in one.workers()
     until(lambda: len({one.facts()["pid"] for _ in range(20)}) == 2)
-    assert one.events("worker-ended")[0]["ended"] == "killed by SIGKILL"
+    assert one.events("worker.ended")[0]["ended"] == "killed by SIGKILL"
 
 
 def test_a_stopped_workers_queue_is_served_by_the_other(service: Make) -> None:
@@ -371,10 +376,12 @@ def test_requests_in_flight_at_sigterm_are_finished(service: Make) -> None:
     slow.request("GET", "/facts?seconds=1")
     streamed.request("GET", "/stream")
     begun.sendall(b"GET /facts HTTP/1.1\r\nhost: x\r\n")  # Its headers are not yet complete.
-    silent = one.socket()
+    late, silent = one.socket(), one.socket()  # Connected, and nothing said yet.
     time.sleep(0.3)
     one.signal(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(0.2)
+    late.sendall(b"GET /facts HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b"200 OK" in late.recv(4096)
     begun.sendall(b"\r\n")
     assert b"200 OK" in begun.recv(4096)
     assert slow.getresponse().status == 200
@@ -392,7 +399,7 @@ def test_a_drain_that_overruns_cancels_the_request_and_closes_the_application(se
     answer = connection.getresponse()
     assert (answer.status, answer.read()) == (504, b"outcome unknown")
     assert one.ended() == 0
-    assert one.events("worker-left")[0]["cancelled_requests"] == 1
+    assert one.events("worker.left")[0]["cancelled_requests"] == 1
     assert one.log.count("closed ") == 1
     assert "Traceback" not in one.log
 
@@ -403,7 +410,7 @@ def test_a_worker_that_does_not_leave_is_killed(service: Make) -> None:
     os.kill(worker, signal.SIGSTOP)
     one.signal(signal.SIGTERM)
     assert one.ended(30) == 0
-    assert one.events("worker-killed-as-too-slow")
+    assert one.events("worker.killed-as-too-slow")
 
 
 class Load:
@@ -492,7 +499,7 @@ def test_a_renewal_that_does_not_start_leaves_the_old_workers(service: Make, tmp
     before = set(one.workers())
     (tmp_path / "start").write_text("refused")
     one.signal(signal.SIGHUP)
-    until(lambda: one.events("renewal-abandoned"))
+    until(lambda: one.events("workers.not-renewed"))
     assert set(one.workers()) == before
     assert one.ask("/readyz")[0] == 200
     (tmp_path / "start").write_text("ok")
@@ -506,23 +513,22 @@ def test_a_renewal_that_does_not_start_leaves_the_old_workers(service: Make, tmp
 class Terminal:
     """A supervisor as the foreground job of a terminal of its own."""
 
-    def __init__(self, one: Service, command: list[str] | None = None) -> None:
-        self._leader, follower = pty.openpty()
-        if command is not None:
-            one._command = command + one._command[1:]
+    def __init__(self, one: Service, *, errors_too: bool = False) -> None:
+        self.leader, follower = pty.openpty()
         one.start(
             stdin=follower,
+            **({"stderr": follower} if errors_too else {}),
             preexec_fn=lambda: _take_terminal(follower),
             start_new_session=True,
         )
         os.close(follower)
 
     def ctrl_c(self) -> None:
-        os.write(self._leader, b"\x03")
+        os.write(self.leader, b"\x03")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            os.close(self._leader)
+            os.close(self.leader)
 
 
 def _take_terminal(follower: int) -> None:
@@ -555,10 +561,9 @@ def test_ctrl_c_under_make_ends_both(service: Make, tmp_path: Path) -> None:
     make = shutil.which("make")
     assert make is not None
     one = service()
-    script = " ".join(f"'{word}'" for word in one._command)
-    (tmp_path / "Makefile").write_text(f"run:\n\t@{script}\n")
-    one._command = []
-    terminal = Terminal(one, [make, "-C", str(tmp_path), "run"])
+    (tmp_path / "Makefile").write_text(f"run:\n\t@{shlex.join(one.command)}\n")
+    one.command = [make, "-C", str(tmp_path), "run"]
+    terminal = Terminal(one)
     one.serving()
     one.children()
     terminal.ctrl_c()
@@ -569,10 +574,12 @@ def test_ctrl_c_under_make_ends_both(service: Make, tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_closes_ends_the_service(service: Make) -> None:
-    one = service()
-    terminal = Terminal(one)
-    one.serving()
-    one.children()
+    one = service(log_format="auto")
+    terminal = Terminal(one, errors_too=True)
+    said = b""
+    while b"Ctrl-C stops it." not in said:
+        said += os.read(terminal.leader, 4096)
+    assert len(one.children()) == 1
     terminal.close()
     assert one.ended(10) == 0
     until(lambda: not one.children())
@@ -585,3 +592,98 @@ def test_the_banner_on_a_console_names_everything_and_uses_no_colour_in_a_file(s
         assert f"  {word}" in one.log
     assert "\x1b" not in one.log
     assert max(map(len, one.log.splitlines())) <= 100
+
+
+# With reload
+
+
+def test_a_changed_source_restarts_the_worker_and_a_broken_one_is_waited_out(
+    service: Make, tmp_path: Path
+) -> None:
+    backend = tmp_path / "backend"
+    for name in ("src", "tests"):
+        shutil.copytree(
+            SCRIPT.parents[1] / name, backend / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    one = service(script=backend / "tests" / "serving.py", reload=True).start().serving()
+    first = one.facts()["pid"]
+    version = backend / "src" / "version.py"
+    version.write_text(version.read_text() + "\n# changed\n")
+    until(lambda: one.events("source.changed"))
+    assert one.facts()["pid"] != first
+    (tmp_path / "start").write_text("broken")
+    version.write_text(version.read_text() + "\n# and again\n")
+    until(lambda: one.events("worker.waits-for-change"))
+    (tmp_path / "start").write_text("ok")
+    version.write_text(version.read_text() + "\n# and mended\n")
+    assert one.facts()["draining"] is False
+    one.signal(signal.SIGTERM)
+    assert one.ended() == 0
+
+
+# With the embedded PostgreSQL
+
+
+def test_the_embedded_postgres_serves_the_workers_and_stops_after_them(service: Make, tmp_path: Path) -> None:
+    one = service(embedded=True, data_directory=str(tmp_path / "data")).start().serving()
+    environment = one.facts()["environment"]
+    assert environment["GROUNDWORK_EMBEDDED"] == "1"
+    password = environment["DATABASE_URL"].split(":")[2].split("@")[0]
+    assert password not in one.log
+    [event] = one.events("serving")
+    assert ":***@127.0.0.1" in event["database"]
+    assert event["data"].endswith("postgres")
+    assert running_url(tmp_path / "data") == environment["DATABASE_URL"]
+    one.signal(signal.SIGTERM)
+    assert one.ended() == 0
+    assert not one.children()
+    assert running_url(tmp_path / "data") is None
+
+
+def test_kill_9_of_the_supervisor_leaves_no_postgres(service: Make, tmp_path: Path) -> None:
+    one = service(embedded=True, data_directory=str(tmp_path / "data")).start().serving()
+    assert len(one.children()) > 5
+    one.signal(signal.SIGKILL)
+    one.ended()
+    until(lambda: not one.children())
+
+
+def test_a_postgres_that_is_killed_is_started_again_at_the_same_address(
+    service: Make, tmp_path: Path
+) -> None:
+    one = service(embedded=True, data_directory=str(tmp_path / "data")).start().serving()
+    before = running_url(tmp_path / "data")
+    worker, postgres = one.facts()["pid"], json.loads((tmp_path / "data" / "server.json").read_text())["pid"]
+    os.kill(postgres, signal.SIGKILL)
+    until(lambda: one.events("postgres.started-again"))
+    assert running_url(tmp_path / "data") == before
+    assert one.facts()["pid"] == worker
+
+
+def test_a_second_run_on_the_same_data_says_who_holds_it_and_ends_with_1(
+    service: Make, tmp_path: Path
+) -> None:
+    first = service(embedded=True, data_directory=str(tmp_path / "data")).start().serving()
+    second = service(embedded=True, data_directory=str(tmp_path / "data"), port=first.address[1]).start()
+    assert second.ended() == 1
+    assert f"is in use by process {first.supervisor_pid}" in second.log
+    assert first.ask("/readyz")[0] == 200
+
+
+def test_ctrl_c_in_the_terminal_reaches_postgres_only_after_the_requests(
+    service: Make, tmp_path: Path
+) -> None:
+    one = service(embedded=True, data_directory=str(tmp_path / "data"))
+    terminal = Terminal(one)
+    one.serving()
+    slow = one.connect()
+    slow.request("GET", "/facts?seconds=1")
+    time.sleep(0.3)
+    one.children()
+    terminal.ctrl_c()
+    time.sleep(0.4)
+    assert running_url(tmp_path / "data") is not None
+    assert slow.getresponse().status == 200
+    assert one.ended() == 0
+    assert not one.children()
+    terminal.close()
