@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .. import migrations
 from ..config.database import ConnectionSettings
-from ..errors import GroundworkError, RequestError, Unavailable
+from ..errors import DatabaseRefused, GroundworkError, RequestError, Unavailable
 from ..migrations import catalogue
 from ..models import make_engine, metadata
 from . import faults
@@ -270,7 +270,20 @@ async def _family() -> AsyncIterator[None]:
         yield
     except GroundworkError:
         raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, SQLAlchemyError) as error:
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+        SQLAlchemyError,
+    ) as error:
+        if isinstance(faults.unwrap(error), asyncpg.DuplicateTableError):
+            raise DatabaseRefused(
+                "schema-occupied",
+                "The database holds a table named like one of ours that our migrations did not make.",
+                "Use an empty database, or a schema of its own: add ?options=-c%20search_path%3Dgroundwork to the URL "
+                "after CREATE SCHEMA groundwork.",
+            ) from error
         diagnosis = faults.diagnose(error)
         if diagnosis.fatal:
             raise faults.as_refusal(diagnosis) from error
