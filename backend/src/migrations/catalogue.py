@@ -1,6 +1,7 @@
 """What the tables look like to PostgreSQL itself: columns, constraints and indexes in the server's own words.
 
 `expected()` is the frozen answer for the head revision, kept in `catalogue.json`; `observed()` asks a server.
+`python -m src.migrations.catalogue` prints that file anew from the models, with DATABASE_URL naming any server.
 Comparing the two needs no right but to read the catalogue and writes nothing, not even a temporary table.
 Tests hold the file to `SQLModel.metadata` and to the migrations, on the oldest and the newest server
 (docs/decisions/0006).
@@ -8,12 +9,19 @@ Tests hold the file to `SQLModel.metadata` and to the migrations, on the oldest 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    import asyncpg
+import asyncpg
+from sqlalchemy import text
+
+from ..config.database import parse
+from ..models import make_engine, metadata
 
 FILE: Final = Path(__file__).with_name("catalogue.json")
 TABLES: Final = ("users", "tasks")
@@ -71,6 +79,19 @@ JOIN pg_trigger g ON g.tgrelid = ours.oid AND g.tgenabled <> 'O'
 """
 
 
+async def declared(connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]) -> dict[str, str]:
+    """What `SQLModel.metadata` would make: made in a schema of its own, looked at, and rolled back."""
+    engine = make_engine(connect)
+    async with engine.connect() as connection:
+        await connection.execute(text("CREATE SCHEMA groundwork_declared"))
+        await connection.execute(text("SET LOCAL search_path = groundwork_declared"))
+        await connection.run_sync(metadata.create_all, checkfirst=False)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        found = await observed(driver)
+        await connection.rollback()
+    return found
+
+
 async def observed(connection: asyncpg.Connection[Any]) -> dict[str, str]:
     """Name to definition of everything on our tables, in the first schema of the connection's search_path."""
     async with connection.transaction():
@@ -110,3 +131,12 @@ def compare(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
         elif found[what] != wanted[what]:
             sentences.append(f"{what} is {found[what]!r}, declared as {wanted[what]!r}")
     return sentences
+
+
+async def _main(url: str) -> None:
+    settings = parse(url)
+    sys.stdout.write(render(await declared(lambda: asyncpg.connect(**settings.asyncpg_arguments()))))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(os.environ["DATABASE_URL"]))

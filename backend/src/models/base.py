@@ -67,9 +67,11 @@ def _not_blank(value: str) -> str:
     return value
 
 
-# The one text type: whatever people may write, as PostgreSQL can store it.
-Text = Annotated[str, AfterValidator(_storable)]
-NotBlank = AfterValidator(_not_blank)
+# The one text type is `str` with STORABLE: whatever people may write, as PostgreSQL can store it. A length is
+# named before it (`Annotated[str, StringConstraints(...), STORABLE]`), so that it is looked at first.
+STORABLE: Final = AfterValidator(_storable)
+NOT_BLANK: Final = AfterValidator(_not_blank)
+Text = Annotated[str, STORABLE]
 
 
 def new_id() -> UUID:

@@ -8,7 +8,7 @@ from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, Index, Inte
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
-from .base import Base, NotBlank, Stamped, Text, finite_check, new_id, not_blank_check
+from .base import NOT_BLANK, STORABLE, Base, Stamped, finite_check, new_id, not_blank_check
 from .rendering import Timestamp
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 TITLE_MAX_LENGTH: Final = 255
 DESCRIPTION_MAX_LENGTH: Final = 10_000
 
-Title = Annotated[Text, StringConstraints(min_length=1, max_length=TITLE_MAX_LENGTH), NotBlank]
-Description = Annotated[Text, StringConstraints(max_length=DESCRIPTION_MAX_LENGTH)]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=TITLE_MAX_LENGTH), STORABLE, NOT_BLANK]
+Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX_LENGTH), STORABLE]
 
 _version: Final = Column(
     "version", Integer, nullable=False, server_default=text("1"), onupdate=text("tasks.version + 1")
