@@ -61,7 +61,7 @@ class Lag(NamedTuple):
 class Metrics:
     def __init__(self, version: str) -> None:
         # A `_created` series beside every counter doubles the text and is not there with several workers.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         # In multiprocess mode the numbers of all workers come from the files, not from this registry.
         self.multiprocess: bool = prometheus_values.ValueClass._multiprocess

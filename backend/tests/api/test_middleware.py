@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import structlog
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
@@ -22,7 +23,7 @@ LIMIT = 2048
 
 
 def with_routes(app: FastAPI) -> FastAPI:
-    router = APIRouter(prefix="/v1")
+    router = APIRouter()
 
     @router.post("/echo/{number}")
     async def echo(number: int, request: Request) -> int:
@@ -48,7 +49,7 @@ def with_routes(app: FastAPI) -> FastAPI:
     async def away() -> None:
         raise Unavailable("connection-refused")
 
-    app.include_router(router)
+    app.include_router(router, prefix="/v1")
     return app
 
 
@@ -236,3 +237,10 @@ async def test_the_request_id_of_one_request_is_in_no_other_line(client: httpx.A
     names = [f"request-{n}" for n in range(20)]
     await asyncio.gather(*(client.get("/nope", headers={"x-request-id": name}) for name in names))
     assert sorted(line["request_id"] for line in log.requests) == sorted(names)
+
+
+async def test_a_request_leaves_nothing_behind_in_the_context(make_app: MakeApp, serve: Serve) -> None:
+    app = make_app()
+    async with serve(app):
+        await call(app, "GET", "/nope", [b""])
+        assert structlog.contextvars.get_contextvars() == {}
