@@ -25,7 +25,6 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 from ..errors import ConfigurationError, Fault
@@ -240,7 +239,10 @@ class _EnvFile(DotEnvSettingsSource):
     """`backend/.env` taken literally: `${...}` in a password is a part of the password."""
 
     def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
-        values = dotenv_values(file_path, encoding="utf-8", interpolate=False)
+        try:
+            values = dotenv_values(file_path, encoding="utf-8", interpolate=False)
+        except (OSError, UnicodeDecodeError):
+            return {}  # `load_settings` tells it, together with all other faults
         return {name.lower(): value for name, value in values.items() if value}
 
 
@@ -253,29 +255,21 @@ def load_settings(**overrides: Any) -> Settings:
     unknown = sorted(set(given) - set(Settings.model_fields))
     if unknown:
         raise TypeError(f"not settings: {', '.join(unknown)}")
-    faults: list[Fault] = []
-    settings, origins = None, {}
-    secrets_dir = None
-    file_fault = _env_file_fault()
-    if file_fault is None:
-        secrets_dir, directory_fault = _secrets_dir(given)
-        faults += [directory_fault] if directory_fault else []
-        try:
-            origins = _origins(given, secrets_dir)
-            settings = Settings(**given, _secrets_dir=secrets_dir)
-        except ValidationError as error:
-            for detail in error.errors(include_url=False, include_input=False):
-                faults += _explain(detail)
-        except (SettingsError, OSError, UnicodeDecodeError) as error:
-            faults.append(_unreadable(error))
-    else:
-        faults.append(file_fault)
+    faults = _env_file_faults()
+    secrets_dir, secrets_faults = _secrets_dir(given)
+    faults += secrets_faults
+    settings = None
+    try:
+        settings = Settings(**given, _secrets_dir=secrets_dir)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            faults += _explain(detail)
     if settings is not None:
         faults += _certificate_faults(settings)
     if settings is None or faults:
         # Outside the handlers above, so that no exception with an input in it hangs on this one.
         raise ConfigurationError(faults)
-    settings._origins.update(origins)
+    settings._origins.update(_origins(given, secrets_dir))
     return settings
 
 
@@ -368,46 +362,45 @@ def _network(text: str) -> str | None:
         return None
 
 
-def _env_file_fault() -> Fault | None:
-    try:
-        if ENV_FILE.is_file():
-            ENV_FILE.read_text(encoding="utf-8")
-    except OSError as error:
-        return Fault(
-            ".env",
-            f"{ENV_FILE} cannot be read ({error.strerror}).",
-            "Give the service's user the right to read it.",
-        )
-    except UnicodeDecodeError:
-        return Fault(".env", f"{ENV_FILE} is not UTF-8 text.", "Save it as UTF-8.")
-    return None
+def _env_file_faults() -> list[Fault]:
+    problem = _file_problem(ENV_FILE) if ENV_FILE.exists() else None
+    if problem is None:
+        return []
+    return [
+        Fault(".env", f"{ENV_FILE} {problem}.", "Make it a UTF-8 text file that the service's user may read.")
+    ]
 
 
-def _secrets_dir(given: Mapping[str, Any]) -> tuple[Path | None, Fault | None]:
-    path = given.get("secrets_dir")
-    if not path:
-        path = EnvSettingsSource(Settings)().get("secrets_dir")
-    if not path:
-        path = _EnvFile(Settings, env_file=ENV_FILE)().get("secrets_dir")
-    if not path:
-        return None, None
-    directory = BACKEND / Path(path).expanduser()
-    if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
-        return directory, None
-    return None, Fault(
-        "SECRETS_DIR", "is not a directory that can be read.", "Give the path of a mounted directory."
+def _secrets_dir(given: Mapping[str, Any]) -> tuple[Path | None, list[Fault]]:
+    """The directory of secret files, where there is one and all of them can be read, and what is wrong otherwise."""
+    sources: tuple[Mapping[str, Any], ...] = (
+        given,
+        EnvSettingsSource(Settings)(),
+        _EnvFile(Settings, env_file=ENV_FILE)(),
     )
+    path = next((source["secrets_dir"] for source in sources if source.get("secrets_dir")), None)
+    if path is None:
+        return None, []
+    directory = BACKEND / Path(path).expanduser()
+    if not (directory.is_dir() and os.access(directory, os.R_OK | os.X_OK)):
+        remedy = "Give the path of a directory with one file for each setting."
+        return None, [Fault("SECRETS_DIR", "is not a directory that can be read.", remedy)]
+    faults = []
+    for file in sorted(directory.iterdir()):
+        if file.name.lower() in Settings.model_fields and (problem := _file_problem(file)) is not None:
+            remedy = "Make it a UTF-8 text file that the service's user may read."
+            faults.append(Fault(file.name.upper(), f"its file in SECRETS_DIR {problem}.", remedy))
+    return (None if faults else directory), faults
 
 
-def _unreadable(error: Exception) -> Fault:
-    if isinstance(error, UnicodeDecodeError):
-        return Fault("SECRETS_DIR", "holds a file that is not UTF-8 text.", "Write the secret as text.")
-    if isinstance(error, OSError) and error.filename:
-        name = Path(str(error.filename)).name
-        return Fault(
-            name.upper(), f"its file cannot be read ({error.strerror}).", "Let the service's user read it."
-        )
-    return Fault("SECRETS_DIR", "cannot be used.", "Give a directory with one file for each setting.")
+def _file_problem(path: Path) -> str | None:
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    return None
 
 
 def _certificate_faults(settings: Settings) -> list[Fault]:

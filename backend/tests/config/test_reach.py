@@ -1,0 +1,444 @@
+"""Each pasted form reaches a real server, or is refused, through all three ways: pool, session and migration."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from conftest import FAST, open_directory
+from sqlalchemy import func, select, text
+
+from clusters import Authority, Proxy, Thief, resolving
+from src.config.database import ConnectionSettings, parse
+from src.errors import GroundworkError
+from src.services import schema
+from src.services.connections import Limits
+from src.services.database import Database
+from src.services.embedded import EmbeddedPostgres
+from src.services.statements import Statement
+
+ODD = "p%@:/ é"
+PATIENT = Limits(connect_timeout_seconds=5, recovery_wait_seconds=0)
+# A refusal that might pass is tried again until this is over.
+HASTY = Limits(connect_timeout_seconds=1, recovery_wait_seconds=0)
+
+whoami = Statement("whoami", lambda: select(func.current_user()), repeatable=True)
+
+
+async def by_pool(settings: ConnectionSettings, limits: Limits = PATIENT) -> str:
+    async with Database(settings, limits) as database:
+        return str(await database.value(whoami))
+
+
+async def by_session(settings: ConnectionSettings, limits: Limits = PATIENT) -> str:
+    async with Database(settings, limits) as database, database.session() as session:
+        return str(await session.scalar(text("SELECT current_user")))
+
+
+async def by_migration(settings: ConnectionSettings, _limits: Limits = PATIENT) -> str:
+    assert (await schema.create_tables(settings)).after == schema.head()
+    return settings.user
+
+
+Way = Callable[..., Awaitable[str]]
+WAYS: tuple[Way, ...] = (by_pool, by_session, by_migration)
+
+
+@dataclass
+class Doors:
+    """The ways into one server: plain TCP, a Unix socket, and TLS with good and bad certificates."""
+
+    server: EmbeddedPostgres
+    socket: Path
+    root: Path
+    client: tuple[Path, Path]
+    ports: dict[str, int]
+    ipv6: bool
+
+    def fill(self, pasted: str) -> str:
+        names = {
+            "AUTH": f"groundwork:{self.server.password}",
+            "PASSWORD": self.server.password,
+            "ODD": quote(ODD, safe=""),
+            "RAW": ODD,
+            "SOCKET": str(self.socket),
+            "QUOTED_SOCKET": quote(str(self.socket), safe=""),
+            "ROOT": str(self.root),
+            "CERT": str(self.client[0]),
+            "KEY": str(self.client[1]),
+            **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
+        }
+        for name, value in names.items():
+            pasted = pasted.replace(f"<{name}>", value)
+        assert "<" not in pasted
+        return pasted
+
+
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def doors() -> Iterator[Doors]:
+    now = datetime.datetime.now(datetime.UTC)
+    with open_directory() as directory:
+        sockets = directory / "s"
+        sockets.mkdir(mode=0o777)
+        sockets.chmod(0o777)
+        authority, other = Authority(directory), Authority(sockets)
+        expired = authority.ca.issue_cert(
+            "127.0.0.1", "localhost", not_after=now - datetime.timedelta(days=1)
+        )
+        expired_context = authority.server_context("127.0.0.1")
+        expired.configure_cert(expired_context)
+        options = FAST | {
+            "unix_socket_directories": str(sockets),
+            "listen_addresses": "127.0.0.1,::1" if has_ipv6() else "127.0.0.1",
+        }
+        with EmbeddedPostgres(directory / "data", options=options) as server:
+            certificates = {
+                "good": authority.server_context("127.0.0.1", "localhost", "db.internal", POOLED, DIRECT),
+                "wrong": authority.server_context("db.example.com"),
+                "expired": expired_context,
+                "unknown": other.server_context("127.0.0.1", "localhost", "db.internal", POOLED, DIRECT),
+                "mutual": authority.server_context("127.0.0.1", require_client=True),
+            }
+            proxies = {name: Proxy(server.port, tls=context) for name, context in certificates.items()}
+            for proxy in proxies.values():
+                proxy.__enter__()
+            ports = {name: proxy.port for name, proxy in proxies.items()} | {
+                "plain": server.port,
+                "closed": closed_port(),
+            }
+            yield Doors(server, sockets, authority.root_path, authority.issue("client"), ports, has_ipv6())
+            for proxy in proxies.values():
+                proxy.__exit__(None, None, None)
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+POOLED = "ep-x-pooler.eu-central-1.aws.neon.tech"
+DIRECT = "ep-x.eu-central-1.aws.neon.tech"
+# Names that this process resolves to 127.0.0.1, so that they are hosts elsewhere to everybody who judges by name.
+ELSEWHERE = dict.fromkeys((POOLED, DIRECT, "db.internal"), "127.0.0.1")
+
+REACHES = [
+    # around and in front of the address
+    "postgresql://<AUTH>@127.0.0.1:<PLAIN_PORT>/groundwork",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork",
+    "'postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork'",
+    "psql 'postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork'",
+    "postgres://<AUTH>@localhost:<PLAIN_PORT>/groundwork",
+    "postgresql+asyncpg://<AUTH>@localhost:<PLAIN_PORT>/groundwork",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>",
+    "host=localhost port=<PLAIN_PORT> user=groundwork password='<PASSWORD>' dbname=groundwork",
+    # TLS not wanted, or not insisted on
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?sslmode=disable",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?sslmode=allow",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?sslmode=prefer",
+    "postgresql://<AUTH>@db.internal:<PLAIN_PORT>/groundwork?sslmode=disable",
+    "postgresql://<AUTH>@db.internal:<PLAIN_PORT>/groundwork?sslmode=prefer",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=prefer",
+    "postgresql://<AUTH>@localhost:<UNKNOWN_PORT>/groundwork?sslmode=prefer",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?channel_binding=prefer&gssencmode=prefer",
+    # TLS
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=require",
+    "postgresql://<AUTH>@localhost:<UNKNOWN_PORT>/groundwork?sslmode=require",
+    "postgresql://<AUTH>@localhost:<EXPIRED_PORT>/groundwork?sslmode=require",
+    "postgresql+asyncpg://<AUTH>@localhost:<GOOD_PORT>/groundwork?ssl=require",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=verify-full&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@127.0.0.1:<GOOD_PORT>/groundwork?sslmode=verify-full&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@db.internal:<GOOD_PORT>/groundwork?sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=require&channel_binding=require&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@localhost:<WRONG_PORT>/groundwork?sslmode=verify-ca&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@127.0.0.1:<MUTUAL_PORT>/groundwork?sslmode=require&sslcert=<CERT>&sslkey=<KEY>",
+    "postgresql://<AUTH>@127.0.0.1:<MUTUAL_PORT>/groundwork?sslrootcert=<ROOT>&sslcert=<CERT>&sslkey=<KEY>",
+    f"postgresql://<AUTH>@{POOLED}:<GOOD_PORT>/groundwork?sslmode=require&channel_binding=require&sslrootcert=<ROOT>",
+    f"postgresql://<AUTH>@{DIRECT}:<GOOD_PORT>/groundwork?options=endpoint%3Dep-x&sslrootcert=<ROOT>",
+    # hosts
+    "postgresql://<AUTH>@localhost:<CLOSED_PORT>,localhost:<PLAIN_PORT>/groundwork",
+    "postgresql://<AUTH>@/groundwork?host=localhost,localhost&port=<CLOSED_PORT>,<PLAIN_PORT>",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?target_session_attrs=read-write",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?target_session_attrs=prefer-standby",
+    "postgresql://<AUTH>@/groundwork?host=<SOCKET>&port=<PLAIN_PORT>",
+    "postgresql://<AUTH>@/groundwork?host=<SOCKET>&port=<PLAIN_PORT>&sslmode=require",
+    "postgresql://<AUTH>@<QUOTED_SOCKET>:<PLAIN_PORT>/groundwork",
+    *(["postgresql://<AUTH>@[::1]:<PLAIN_PORT>/groundwork"] if has_ipv6() else []),
+    # parameters
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?connect_timeout=3&application_name=me",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?keepalives=1&keepalives_idle=30&options=endpoint%3Dep-x",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?options=-c%20jit%3Doff%20-c%20work_mem%3D8MB",
+    # passwords
+    "postgresql://odd:<ODD>@localhost:<PLAIN_PORT>/groundwork",
+    "postgresql://odd:<RAW>@localhost:<PLAIN_PORT>/groundwork",
+    "host=localhost port=<PLAIN_PORT> user=odd password='<RAW>' dbname=groundwork",
+]
+
+REFUSALS = [
+    # the server has no TLS
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?sslmode=require",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?sslmode=verify-full&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?channel_binding=require",
+    "postgresql://<AUTH>@db.internal:<PLAIN_PORT>/groundwork",
+    # nobody vouches for the certificate
+    "postgresql://<AUTH>@db.internal:<GOOD_PORT>/groundwork",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=verify-full",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=verify-ca",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=require&sslrootcert=system",
+    "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=require&channel_binding=require",
+    "postgresql://<AUTH>@localhost:<UNKNOWN_PORT>/groundwork?sslmode=verify-ca&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@localhost:<UNKNOWN_PORT>/groundwork?sslmode=require&sslrootcert=<ROOT>",
+    f"postgresql://<AUTH>@{POOLED}:<UNKNOWN_PORT>/groundwork?sslmode=require",
+    f"postgresql://<AUTH>@{DIRECT}:<UNKNOWN_PORT>/groundwork?sslmode=prefer",
+    # it is another host's, or too old
+    "postgresql://<AUTH>@localhost:<WRONG_PORT>/groundwork?sslmode=verify-full&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@localhost:<WRONG_PORT>/groundwork?sslmode=require&sslrootcert=<ROOT>",
+    "postgresql://<AUTH>@localhost:<EXPIRED_PORT>/groundwork?sslmode=verify-ca&sslrootcert=<ROOT>",
+    # the server does not know us
+    "postgresql://<AUTH>@127.0.0.1:<MUTUAL_PORT>/groundwork?sslmode=require",
+    "postgresql://groundwork:wrong@localhost:<PLAIN_PORT>/groundwork",
+    "postgresql://groundwork@localhost:<PLAIN_PORT>/groundwork",
+    # it is not the server that was asked for
+    "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?target_session_attrs=standby",
+]
+
+
+@pytest.fixture(scope="module")
+async def odd_role(doors: Doors) -> None:
+    connection = await asyncpg.connect(doors.server.url)
+    await connection.execute(f"CREATE ROLE odd SUPERUSER LOGIN PASSWORD '{ODD}'")
+    await connection.close()
+    await schema.create_tables(parse(doors.server.url))
+
+
+@pytest.mark.usefixtures("odd_role")
+@pytest.mark.parametrize("pasted", REACHES)
+async def test_a_pasted_address_reaches_the_server_by_pool_session_and_migration(
+    doors: Doors, pasted: str
+) -> None:
+    settings = parse(doors.fill(pasted))
+    with resolving(ELSEWHERE):
+        for way in WAYS:
+            assert await way(settings) == settings.user, way.__name__
+
+
+@pytest.mark.usefixtures("odd_role")
+@pytest.mark.parametrize("pasted", REFUSALS)
+async def test_an_address_that_promises_too_much_is_refused_by_pool_session_and_migration(
+    doors: Doors, pasted: str
+) -> None:
+    settings = parse(doors.fill(pasted))
+    with resolving(ELSEWHERE):
+        for way in WAYS:
+            with pytest.raises(GroundworkError) as refusal:
+                await way(settings, HASTY)
+            assert doors.server.password not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("odd_role")
+async def test_the_systems_authorities_are_those_that_the_operator_gave_the_system(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(doors.root))
+    with resolving(ELSEWHERE):
+        for pasted in (
+            f"postgresql://<AUTH>@{POOLED}:<GOOD_PORT>/groundwork?sslmode=require&channel_binding=require",
+            "postgresql://<AUTH>@db.internal:<GOOD_PORT>/groundwork?sslmode=verify-full&sslrootcert=system",
+            "postgresql://<AUTH>@db.internal:<GOOD_PORT>/groundwork",
+        ):
+            for way in WAYS:
+                assert await way(parse(doors.fill(pasted))) == "groundwork"
+
+
+async def test_server_settings_arrive_and_every_session_runs_in_utc(doors: Doors) -> None:
+    pasted = "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?application_name=me&options=-c%20work_mem%3D8MB%20-cTimeZone%3DAsia/Tokyo"
+    connection = await asyncpg.connect(**parse(doors.fill(pasted)).asyncpg_arguments())
+    names = ("application_name", "work_mem", "TimeZone")
+    found = [await connection.fetchval("SELECT current_setting($1)", name) for name in names]
+    await connection.close()
+    assert found == ["me", "8MB", "UTC"]
+
+
+def hostile_surroundings(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Everything that asyncpg and libpq would pick up on their own, all of it wrong."""
+    home = directory / "home"
+    (home / ".postgresql").mkdir(parents=True)
+    for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):
+        (home / ".postgresql" / name).write_text("not a certificate")
+    passwords = home / ".pgpass"
+    passwords.write_text("*:*:*:*:hostile-password\n")
+    passwords.chmod(0o600)
+    (home / ".pg_service.conf").write_text("[hostile]\nhost=192.0.2.1\nuser=hostile\n")
+    monkeypatch.setenv("HOME", str(home))
+    hostile = {
+        "PGHOST": "192.0.2.1", "PGPORT": "1", "PGUSER": "hostile", "PGPASSWORD": "hostile-password",
+        "PGPASSFILE": str(passwords), "PGDATABASE": "hostile", "PGSSLMODE": "disable", "PGSSLROOTCERT": "/nowhere",
+        "PGSSLCRL": "/nowhere", "PGSSLCERT": "/nowhere", "PGSSLKEY": "/nowhere", "PGSSLNEGOTIATION": "direct",
+        "PGSSLMINPROTOCOLVERSION": "SSLv3", "PGSSLMAXPROTOCOLVERSION": "SSLv3", "PGTARGETSESSIONATTRS": "standby",
+        "PGKRBSRVNAME": "hostile", "PGGSSLIB": "hostile", "PGSERVICE": "hostile",
+        "PGSERVICEFILE": str(home / ".pg_service.conf"), "PGOPTIONS": "-c work_mem=nonsense", "PGAPPNAME": "hostile",
+        "PGCLIENTENCODING": "latin1", "PGTZ": "Asia/Tokyo", "PGCHANNELBINDING": "require", "PGREQUIREAUTH": "none",
+    }  # fmt: skip
+    for name, value in hostile.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("odd_role")
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork",
+        "postgresql://<AUTH>@localhost:<PLAIN_PORT>",
+        "postgresql://<AUTH>@/groundwork?host=<SOCKET>&port=<PLAIN_PORT>",
+        "postgresql://<AUTH>@localhost:<UNKNOWN_PORT>/groundwork?sslmode=require",
+        "postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork?sslmode=verify-full&sslrootcert=<ROOT>",
+    ],
+)
+async def test_no_variable_or_file_of_the_drivers_changes_where_a_connection_goes(
+    doors: Doors, pasted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hostile_surroundings(monkeypatch, tmp_path)
+    for way in WAYS:
+        assert await way(parse(doors.fill(pasted))) == "groundwork"
+
+
+@pytest.mark.usefixtures("odd_role")
+async def test_prefer_refuses_by_name_the_client_certificate_that_the_driver_would_pick_up(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hostile_surroundings(monkeypatch, tmp_path)
+    settings = parse(doors.fill("postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?sslmode=prefer"))
+    with pytest.raises(GroundworkError, match=r"PGSSLCERT, .*postgresql\.crt"):
+        settings.asyncpg_arguments()
+
+
+async def test_a_password_of_the_surroundings_is_sent_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hostile_surroundings(monkeypatch, tmp_path)
+    with Thief() as thief:
+        for way in WAYS:
+            with pytest.raises(GroundworkError):
+                await way(parse(f"postgresql://u@127.0.0.1:{thief.port}/db"), HASTY)
+    assert thief.passwords
+    assert set(thief.passwords) == {""}
+    assert b"hostile" not in thief.heard
+
+
+# N7: TLS stripped, self-signed, wrong host. Nothing but the request for TLS may leave.
+
+VERIFYING = [
+    "postgresql://u:canary@db.internal:PORT/db",
+    "postgresql://u:canary@db.internal:PORT/db?sslmode=verify-full",
+    "postgresql://u:canary@db.internal:PORT/db?sslmode=verify-ca&sslrootcert=ROOT",
+    "postgresql://u:canary@db.internal:PORT/db?sslmode=require&sslrootcert=ROOT",
+    "postgresql://u:canary@db.internal:PORT/db?sslmode=require&sslrootcert=system",
+    "postgresql://u:canary@db.internal:PORT/db?sslmode=require&channel_binding=require",
+    "postgresql://u:canary@127.0.0.1:PORT/db?channel_binding=require",
+    f"postgresql://u:canary@{POOLED}:PORT/db?sslmode=require&channel_binding=require",
+    f"postgresql://u:canary@{POOLED}:PORT/db?sslmode=require",
+    f"postgresql://u:canary@{POOLED}:PORT/db?sslmode=prefer",
+    f"postgresql://u:canary@{POOLED}:PORT/db",
+]
+
+
+@pytest.mark.parametrize("disguise", ["no TLS", "unknown", "wrong host"])
+@pytest.mark.parametrize("pasted", VERIFYING)
+async def test_an_impostor_hears_nothing(pasted: str, disguise: str, tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path), Authority(tmp_path)
+    if disguise == "wrong host" and "verify-ca" in pasted:
+        disguise = "unknown"  # verify-ca does not look at the name: that is its meaning
+    contexts = {
+        "no TLS": lambda: None,
+        "unknown": lambda: theirs.server_context("db.internal", "127.0.0.1", POOLED, DIRECT),
+        "wrong host": lambda: ours.server_context("thief.example.com"),
+    }
+    with Thief(contexts[disguise]()) as thief, resolving(ELSEWHERE):
+        root = tmp_path / "ours.crt"
+        ours.ca.cert_pem.write_to_path(str(root))
+        settings = parse(pasted.replace("PORT", str(thief.port)).replace("ROOT", str(root)))
+        for way in WAYS:
+            with pytest.raises(GroundworkError) as refusal:
+                await way(settings, HASTY)
+            assert "canary" not in str(refusal.value)
+        assert thief.connections >= len(WAYS)
+    assert thief.passwords == []
+    assert thief.heard == b""
+
+
+@pytest.mark.parametrize(("mode", "tls"), [("prefer", False), ("disable", False), ("require", True)])
+async def test_what_is_weaker_has_to_be_named_and_does_hand_the_password_over(
+    mode: str, tls: bool, tmp_path: Path
+) -> None:
+    """The warning is true; and the impostor of the test above does hear what is said to it."""
+    context = Authority(tmp_path).server_context("db.internal") if tls else None
+    with Thief(context) as thief, resolving(ELSEWHERE):
+        settings = parse(f"postgresql://u:canary@db.internal:{thief.port}/db?sslmode={mode}")
+        with pytest.raises(GroundworkError):
+            await by_pool(settings, HASTY)
+    assert settings.warnings
+    assert "canary" in thief.passwords
+
+
+async def test_a_renewed_authority_counts_from_the_next_connection_on(doors: Doors, tmp_path: Path) -> None:
+    root = tmp_path / "root.crt"
+    settings = parse(
+        doors.fill("postgresql://<AUTH>@localhost:<GOOD_PORT>/groundwork") + f"?sslrootcert={root}"
+    )
+    with pytest.raises(GroundworkError, match="does not exist"):
+        settings.asyncpg_arguments()
+    Authority(tmp_path / ".." / tmp_path.name).ca.cert_pem.write_to_path(str(root))
+    with pytest.raises(GroundworkError):
+        await by_pool(settings, HASTY)
+    root.write_bytes(doors.root.read_bytes())
+    os.utime(root, (1, 1))
+    assert await by_pool(settings) == "groundwork"
+    assert settings.ssl_context() is settings.ssl_context()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "does not exist"), ("", "not a usable|not usable"), ("nonsense", "not a usable|not usable")],
+)
+def test_a_certificate_file_that_cannot_be_used_is_named(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    path = tmp_path / "file.pem"
+    if content is not None:
+        path.write_text(content)
+    for parameter in ("sslrootcert", "sslcert"):
+        settings = parse(f"postgresql://u:canary@h/db?{parameter}={path}")
+        with pytest.raises(GroundworkError, match=words) as refusal:
+            settings.asyncpg_arguments()
+        assert str(path) in str(refusal.value)
+        assert parameter in str(refusal.value)
+        assert refusal.value.__context__ is None
+
+
+def test_certifi_stands_in_where_the_system_has_no_authorities(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("SSL_CERT_DIR", str(empty))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    context = parse("postgresql://u:p@h/db").ssl_context()
+    assert context is not None
+    assert context.cert_store_stats()["x509_ca"] > 50
