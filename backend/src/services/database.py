@@ -337,6 +337,11 @@ class Database:
 
     # -- what is known ---------------------------------------------------------------------------------------
 
+    @property
+    def pooler(self) -> str:
+        """What stands between: `none`, `transaction`, `tracking`, or `auto` before the first connection."""
+        return self._connections.pooler
+
     def observe(self) -> Observation:
         """What is known now, from evidence that is there already: sends nothing, opens nothing."""
         return self._health.observe()
