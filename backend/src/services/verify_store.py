@@ -78,6 +78,9 @@ async def revision(examination: Examination) -> Finding:
 
 async def tables(examination: Examination) -> Finding:
     async with examination.wire.transaction(readonly=True):
+        # Describing a constraint waits for whoever holds the table.
+        patience = f"{int(1000 * examination.settings.database_lock_timeout_seconds)}ms"
+        await examination.wire.fetchval("SELECT set_config('lock_timeout', $1::text, true)", patience)
         differences = await schema.differences(examination.wire)
     if differences:
         return failed(
