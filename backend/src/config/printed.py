@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigurationError
-from .settings import BACKEND, Settings, as_text, migration_connection, require_database
+from .findings import as_text
+from .settings import BACKEND, Settings, migration_connection, require_database
 
 NEON_EXAMPLE = "postgresql://USER:PASSWORD@ep-NAME-pooler.REGION.aws.neon.tech/DATABASE?sslmode=require&channel_binding=require"
 _OTHER_EXAMPLES = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,11 +28,10 @@ from pydantic_settings import (
 
 from ..errors import ConfigurationError, Fault
 from .database import ConnectionSettings, PoolerSetting, parse
+from .findings import PROXIES, as_text, explain, file_problem, network
 
 BACKEND = Path(__file__).resolve().parents[2]
 ENV_FILE = BACKEND / ".env"
-
-_PROXIES = "a comma-separated list of addresses or networks, such as 10.0.0.0/8,192.168.1.7"
 
 
 class Settings(BaseSettings):
@@ -154,7 +152,7 @@ class Settings(BaseSettings):
         description="console for people, json for machines; auto is console on a terminal, else json.",
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description=f"Whose X-Forwarded-* headers are believed: {_PROXIES}. Unset: nobody's."
+        default=(), description=f"Whose X-Forwarded-* headers are believed: {PROXIES}. Unset: nobody's."
     )
     max_body_bytes: int = Field(
         default=65536,
@@ -200,7 +198,7 @@ class Settings(BaseSettings):
         members = value.split(",") if isinstance(value, str) else value
         if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
             raise PydanticCustomError("proxies", "is not a list of networks")
-        networks = [_network(member.strip()) for member in members if member.strip()]
+        networks = [network(member.strip()) for member in members if member.strip()]
         if None in networks:
             raise PydanticCustomError(
                 "proxies", "holds something that is neither an IP address nor a network"
@@ -263,7 +261,7 @@ def load_settings(**overrides: Any) -> Settings:
         settings = Settings(**given, _secrets_dir=secrets_dir)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            faults += _explain(detail)
+            faults += explain(detail, Settings.model_fields)
     if settings is not None:
         faults += _certificate_faults(settings)
     if settings is None or faults:
@@ -299,16 +297,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
     return values
 
 
-def as_text(value: object) -> str:
-    """A value as it is written in an environment variable."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-# --- what is wrong, and what to do ---------------------------------------------------------------------------------
+# --- where things are, and what is wrong with them ------------------------------------------------------------
 
 
 def _faults_of(value: SecretStr, field: str, pooler: PoolerSetting) -> list[Fault]:
@@ -321,49 +310,8 @@ def _faults_of(value: SecretStr, field: str, pooler: PoolerSetting) -> list[Faul
     return []
 
 
-def _explain(detail: Mapping[str, Any]) -> list[Fault]:
-    """Pydantic's finding as a fault. Nothing of the value is repeated: it may be a secret in the wrong place."""
-    name = str(detail["loc"][0]) if detail["loc"] else "settings"
-    kind, context = str(detail["type"]), detail.get("ctx") or {}
-    if kind == "address":
-        return list(context["faults"])
-    field = Settings.model_fields.get(name)
-    remedy = (
-        f"Leave it out for {as_text(field.default) or 'none'}."
-        if field and field.default is not None
-        else "Unset it."
-    )
-    match kind:
-        case "literal_error":
-            problem = f"has to be {context['expected'].replace(chr(39), '')}."
-        case "int_parsing" | "int_type" | "int_parsing_size" | "int_from_float":
-            problem = "has to be a whole number."
-        case "float_parsing" | "float_type" | "finite_number":
-            problem = "has to be a number."
-        case "bool_parsing" | "bool_type":
-            problem = "has to be true or false."
-        case "greater_than_equal":
-            problem = f"has to be at least {context['ge']:g}."
-        case "greater_than":
-            problem = f"has to be more than {context['gt']:g}."
-        case "less_than_equal":
-            problem = f"has to be at most {context['le']:g}."
-        case "proxies":
-            problem, remedy = f"has to be {_PROXIES}.", "Leave it out to trust nobody."
-        case _:
-            problem = "is not a usable value."
-    return [Fault(name.upper(), problem, remedy)]
-
-
-def _network(text: str) -> str | None:
-    try:
-        return str(ip_network(text, strict=False))
-    except ValueError:
-        return None
-
-
 def _env_file_faults() -> list[Fault]:
-    problem = _file_problem(ENV_FILE) if ENV_FILE.exists() else None
+    problem = file_problem(ENV_FILE) if ENV_FILE.exists() else None
     if problem is None:
         return []
     return [
@@ -387,20 +335,10 @@ def _secrets_dir(given: Mapping[str, Any]) -> tuple[Path | None, list[Fault]]:
         return None, [Fault("SECRETS_DIR", "is not a directory that can be read.", remedy)]
     faults = []
     for file in sorted(directory.iterdir()):
-        if file.name.lower() in Settings.model_fields and (problem := _file_problem(file)) is not None:
+        if file.name.lower() in Settings.model_fields and (problem := file_problem(file)) is not None:
             remedy = "Make it a UTF-8 text file that the service's user may read."
             faults.append(Fault(file.name.upper(), f"its file in SECRETS_DIR {problem}.", remedy))
     return (None if faults else directory), faults
-
-
-def _file_problem(path: Path) -> str | None:
-    try:
-        path.read_text(encoding="utf-8")
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except UnicodeDecodeError:
-        return "is not UTF-8 text"
-    return None
 
 
 def _certificate_faults(settings: Settings) -> list[Fault]:

@@ -1,0 +1,74 @@
+"""What is wrong with a setting, in words that never hold its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from ..errors import Fault
+
+PROXIES = "a comma-separated list of addresses or networks, such as 10.0.0.0/8,192.168.1.7"
+
+
+def explain(detail: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> list[Fault]:
+    """Pydantic's finding as a fault. Nothing of the value is repeated: it may be a secret in the wrong place."""
+    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    kind, context = str(detail["type"]), detail.get("ctx") or {}
+    if kind == "address":
+        return list(context["faults"])
+    field = fields.get(name)
+    remedy = (
+        f"Leave it out for {as_text(field.default) or 'none'}."
+        if field and field.default is not None
+        else "Unset it."
+    )
+    match kind:
+        case "literal_error":
+            problem = f"has to be {context['expected'].replace(chr(39), '')}."
+        case "int_parsing" | "int_type" | "int_parsing_size" | "int_from_float":
+            problem = "has to be a whole number."
+        case "float_parsing" | "float_type" | "finite_number":
+            problem = "has to be a number."
+        case "bool_parsing" | "bool_type":
+            problem = "has to be true or false."
+        case "greater_than_equal":
+            problem = f"has to be at least {context['ge']:g}."
+        case "greater_than":
+            problem = f"has to be more than {context['gt']:g}."
+        case "less_than_equal":
+            problem = f"has to be at most {context['le']:g}."
+        case "proxies":
+            problem, remedy = f"has to be {PROXIES}.", "Leave it out to trust nobody."
+        case _:
+            problem = "is not a usable value."
+    return [Fault(name.upper(), problem, remedy)]
+
+
+def network(text: str) -> str | None:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        return None
+
+
+def file_problem(path: Path) -> str | None:
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    return None
+
+
+def as_text(value: object) -> str:
+    """A value as it is written in an environment variable."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
