@@ -2,7 +2,7 @@
 
 `python serving.py supervise '{"workers": 2}'` runs the supervisor; it starts `python serving.py work`.
 What the application does at its start is said by TEST_START (ok, refused, configuration, exit, broken, kill,
-or hang); a file named by TEST_START_FILE overrides it, so that a test can change its mind.
+hang, or stuck); a file named by TEST_START_FILE overrides it, so that a test can change its mind.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         case "kill":
             os.kill(os.getpid(), 9)
         case "hang":
+            print("hanging", file=sys.stderr, flush=True)
             await asyncio.sleep(60)
     try:
         yield
@@ -102,6 +104,9 @@ async def _stream(request: Request) -> Response:
 def make_app(settings: Settings) -> Starlette:
     if _behaviour() == "configuration":
         raise ConfigurationError([Fault("DATABASE_URL", "is not set.", "Set it.")])
+    if _behaviour() == "stuck":
+        print("stuck", file=sys.stderr, flush=True)
+        time.sleep(60)  # No loop runs yet that could hear anything.
     app = Starlette(
         lifespan=_lifespan,
         routes=[

@@ -242,8 +242,7 @@ def test_an_address_of_another_machine_is_said_in_one_line_and_ends_with_1(servi
 
 def test_a_stop_during_the_start_ends_with_0(service: Make) -> None:
     one = service(environment={"TEST_START": "hang"}).start()
-    until(one.workers)
-    time.sleep(1)
+    until(lambda: "hanging" in one.log)
     one.signal(signal.SIGTERM)
     assert one.ended() == 0
 
@@ -338,9 +337,10 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_frees_the_port(service: 
     again.serving()
 
 
-def test_kill_9_during_the_start_leaves_no_process(service: Make) -> None:
-    one = service(environment={"TEST_START": "hang"}).start()
-    until(one.workers)
+@pytest.mark.parametrize(("how", "where"), [("ok", ""), ("stuck", "stuck"), ("hang", "hanging")])
+def test_kill_9_during_the_start_leaves_no_process(service: Make, how: str, where: str) -> None:
+    one = service(environment={"TEST_START": how}).start()
+    until(lambda: one.workers() and where in one.log)
     one.signal(signal.SIGKILL)
     one.ended()
     until(lambda: not one.children())
@@ -554,6 +554,18 @@ def test_ctrl_c_drains_and_a_second_one_hurries(service: Make) -> None:
     until(lambda: not one.children())
     assert one.log.count("closed ") == 2
     assert "Traceback" not in one.log
+    terminal.close()
+
+
+def test_ctrl_c_during_the_start_is_quiet(service: Make) -> None:
+    one = service(workers=2)
+    terminal = Terminal(one)
+    until(one.workers)
+    one.children()
+    terminal.ctrl_c()
+    assert one.ended() == 0
+    until(lambda: not one.children())
+    assert one.log == ""
     terminal.close()
 
 
