@@ -152,13 +152,16 @@ async def _migrate(
         # Nearly every start finds its work done: then one connection and two small reads are all it takes.
         if (settled := _settled(await revision_of(keeper), target, back)) is not None:
             return settled
+        schema = await keeper.fetchval("SELECT current_schema()")
+        if schema is None:
+            raise Unavailable("schema-missing", "The search_path names no schema that exists.")
         async with _gate(), _exclusive(keeper, on_wait, wait_seconds):
             before = await revision_of(keeper)
             if (settled := _settled(before, target, back)) is not None:
                 return settled
-            schema = await keeper.fetchval("SELECT current_schema()")
-            if schema is None:
-                raise Unavailable("schema-missing", "The search_path names no schema that exists.")
+            # The driver leaves the portal of its last statement open, and a snapshot with it, for which a
+            # CREATE INDEX CONCURRENTLY in the migration would wait for ever. A simple query replaces it.
+            await keeper.execute("SELECT 1")
             steps = await _run(settings, target, back, schema, int(lock_timeout_seconds * 1000))
             return SchemaChange(before, await revision_of(keeper), steps)
 
