@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import structlog
 
-from ..errors import DatabaseRefused, Overloaded, RequestError, Unavailable
+from ..errors import ConfigurationError, Overloaded, Unavailable
 from .faults import Diagnosis, as_refusal, as_request_error, diagnose
 from .vitality import PoolObservation, Vitality
 
@@ -85,14 +85,17 @@ class Connections:
     # -- opening and closing ---------------------------------------------------------------------------------
 
     async def open(self, greet: Callable[[Connection], Awaitable[None]]) -> None:
-        """Starts the healer and gives it one connect timeout to succeed. Raises `DatabaseRefused` only.
+        """Starts the healer and waits for the outcome of its first attempt.
+
+        Raises `DatabaseRefused`, and `ConfigurationError` when a certificate file cannot be read; no others.
 
         `greet` runs on the first connection of every recovery, before anybody else gets one.
         """
         self._greet = greet
-        self._healer = asyncio.create_task(self._heal(first=True), name="database-healer")
-        done, _ = await asyncio.wait({self._healer}, timeout=self.limits.connect_timeout_seconds)
-        if done:
+        tried = asyncio.Event()
+        self._healer = asyncio.create_task(self._heal(tried), name="database-healer")
+        await tried.wait()
+        if self._healer.done():
             await self._healer
 
     async def close(self) -> None:
@@ -248,32 +251,35 @@ class Connections:
             asyncio.get_running_loop().create_task(self._pool.expire_connections())
         self._healer = asyncio.create_task(self._heal(), name="database-healer")
 
-    async def _heal(self, *, first: bool = False) -> None:
+    async def _heal(self, tried: asyncio.Event | None = None) -> None:
+        """Tries until the database is reached. `tried` is set after the first attempt, which may be refused."""
         attempt = 0
-        announced = False
         while not self._closing:
-            delay = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+            first = tried is not None and not tried.is_set()
+            await asyncio.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)] * random.uniform(0.75, 1.25))  # noqa: S311
             patience = min(_PATIENCE[attempt % len(_PATIENCE)], self.limits.connect_timeout_seconds)
-            if first and attempt == 0:
-                patience = self.limits.connect_timeout_seconds
             attempt += 1
             try:
-                await self._reach(patience)
-            except (DatabaseRefused, RequestError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError,
-                    asyncpg.InternalClientError) as error:  # fmt: skip
+                await self._reach(self.limits.connect_timeout_seconds if first else patience)
+            except Exception as error:
                 diagnosis = diagnose(error)
                 self._count(diagnosis)
                 self.vitality.failure(diagnosis.reason, "connect")
-                if not announced:
-                    announced = True
+                if attempt == 1:
                     log.warning("database.down", reason=diagnosis.reason)
-                if first and diagnosis.fatal and attempt == 1:
+                if diagnosis.reason == "unexpected":
+                    log.exception("database.healer_met_a_defect")
+                if first and isinstance(error, ConfigurationError):
+                    raise  # a certificate file that cannot be read: the message names it
+                if first and diagnosis.fatal:
                     raise as_refusal(diagnosis) from None
             else:
-                if announced or first:
+                if attempt > 1 or first:
                     log.info("database.up", attempts=attempt, server_version=self.server_version)
                 return
+            finally:
+                if tried is not None:
+                    tried.set()
 
     async def _reach(self, patience: float) -> None:
         """One attempt: connect, greet, and declare the outage over."""

@@ -117,10 +117,10 @@ class Database:
         await self.close()
 
     async def open(self) -> None:
-        """Tries to connect for one connect timeout, and goes on trying in the background.
+        """Tries to connect once, and goes on trying in the background where waiting may help.
 
         Raises `DatabaseRefused` when the first attempt met a wrong password, an unknown database or a rejected
-        certificate: waiting does not mend these.
+        certificate, and `ConfigurationError` when a certificate file cannot be read: waiting does not mend these.
         """
         try:
             await self._connections.open(self._health.greet)

@@ -48,6 +48,7 @@ NAME: Final = "groundwork"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
 _LOG_BYTES: Final = 4 * 1024 * 1024
+_LOG_SECONDS: Final = 30.0
 
 
 class EmbeddedPostgres:
@@ -141,7 +142,10 @@ class EmbeddedPostgres:
             return
         try:
             self._acquire()
-            self._stop_orphan()
+            # Where no parent-death signal ended it, a server may have outlived its owner.
+            processes.end_all_of(self.data_path, _STOP_SECONDS)
+            for leftover in self.site.home.glob("postgres.new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             self._refuse_other_version()
             if not (self.data_path / "PG_VERSION").exists():
                 self._create_cluster()
@@ -256,8 +260,6 @@ class EmbeddedPostgres:
     def _create_cluster(self) -> None:
         """initdb beside the final place, then a rename: a kill in the middle leaves nothing half-made."""
         home = self.site.home
-        for leftover in home.glob("postgres.new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         if self.data_path.exists():
             if any(self.data_path.iterdir()):
                 raise EmbeddedError(
@@ -272,14 +274,16 @@ class EmbeddedPostgres:
             owner.write_privately(secret, password)
             self.site.give(secret)
             cluster = building / "cluster"
+            # Who asked for a server that forgets at a crash need not wait for the disk here either.
+            hasty = self.options.get("fsync") == "off"
             self._run_tool(
                 [
                     "initdb", f"--pgdata={cluster}", f"--username={NAME}", "--encoding=UTF8",
                     *_locale_arguments(self.site.major), "--data-checksums", "--auth=scram-sha-256",
-                    f"--pwfile={secret}",
+                    f"--pwfile={secret}", *(["--no-sync"] if hasty else []),
                 ]
             )  # fmt: skip
-            self._single_user(cluster, f'CREATE DATABASE "{NAME}"')
+            self._single_user(cluster, f'CREATE DATABASE "{NAME}"', *(["-F"] if hasty else []))
             # The password lands first: a cluster without its password would be a locked door.
             owner.write_privately(home / "password", password)
             cluster.rename(self.data_path)
@@ -298,6 +302,7 @@ class EmbeddedPostgres:
             cwd="/",
             umask=0o077,
             start_new_session=True,
+            preexec_fn=processes.die_with_parent(signal.SIGKILL),
             check=False,
             **self.site.identity(),
         )
@@ -305,8 +310,10 @@ class EmbeddedPostgres:
             said = (completed.stderr + completed.stdout).strip()
             raise EmbeddedError(f"{arguments[0]} failed (exit code {completed.returncode}):\n{said}")
 
-    def _single_user(self, cluster: Path, statement: str) -> None:
-        self._run_tool(["postgres", "--single", "-D", str(cluster), "postgres"], stdin=statement + "\n")
+    def _single_user(self, cluster: Path, statement: str, *options: str) -> None:
+        self._run_tool(
+            ["postgres", "--single", "-D", str(cluster), *options, "postgres"], stdin=statement + "\n"
+        )
 
     def _read_password(self) -> str:
         path = self.site.home / "password"
@@ -329,12 +336,6 @@ class EmbeddedPostgres:
                     f"PostgreSQL {found} and take the rows out with pg_dump, or move the directory away "
                     f"(`make reset-database` deletes it) and start with an empty one."
                 )
-
-    def _stop_orphan(self) -> None:
-        """End a server that outlived its owner, where no parent-death signal ended it for us."""
-        pid = processes.postmaster_of(self.data_path)
-        if pid is not None:
-            processes.end(pid, first=signal.SIGINT, seconds=_STOP_SECONDS)
 
     # Stopping
 
@@ -387,7 +388,7 @@ class EmbeddedPostgres:
 
     def _bound_log(self, stopping: threading.Event) -> None:
         """While the server runs it holds the file open, so the log is bounded by copying and truncating."""
-        while not stopping.wait(30):
+        while not stopping.wait(_LOG_SECONDS):
             with contextlib.suppress(OSError):
                 if self.log_path.stat().st_size > _LOG_BYTES:
                     shutil.copyfile(self.log_path, self.log_path.with_name("postgres.log.1"))
@@ -422,7 +423,7 @@ def running_url(directory: Path) -> str | None:
 def erase(directory: Path) -> None:
     """Delete the cluster that belongs to `directory`, its password and its log. Only for who has it `owned`."""
     server = EmbeddedPostgres(directory)
-    server._stop_orphan()
+    processes.end_all_of(server.data_path, _STOP_SECONDS)
     if server.data_path.exists():
         # Under another name first: a kill in the middle must not leave half a cluster that looks whole.
         doomed = server.data_path.with_name("postgres.new-doomed")

@@ -123,27 +123,42 @@ def _gone(pids: list[int], seconds: float, child: subprocess.Popen[bytes] | None
         pause = min(pause * 1.5, 0.05)
 
 
-def postmaster_of(data: Path) -> int | None:
-    """The running postmaster whose data directory is `data`, by the file it leaves there, or None.
+def end_all_of(data: Path, seconds: float) -> None:
+    """End every PostgreSQL process on `data`, and take away the note of one that is gone.
 
-    The file outlives a kill -9 and its number may meanwhile be another program's: the command line decides.
+    Only for the owner of the lock. The note (`postmaster.pid`) outlives a kill -9, and its number may meanwhile
+    be another program's, whom PostgreSQL would then take for a running server.
     """
+    postmaster = _postmaster_of(data)
+    if postmaster is not None:
+        end(postmaster, first=signal.SIGINT, seconds=seconds)
+    for left in _working_in(data):
+        kill(left)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _postmaster_of(data: Path) -> int | None:
     try:
         pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
     except (OSError, ValueError):
         return None
-    if not alive(pid):
-        return None
     if _LINUX:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return None
-    else:
-        command = subprocess.run(
-            ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
-        ).stdout
+        return pid if pid in _working_in(data) else None
+    command = subprocess.run(
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
+    ).stdout
     return pid if os.fsencode(data) in command else None
+
+
+def _working_in(data: Path) -> list[int]:
+    """The postgres processes whose working directory is `data`, by whatever name it is reached. Linux only."""
+    found = []
+    for entry in Path("/proc").iterdir() if _LINUX else ():
+        with contextlib.suppress(OSError):
+            here = entry.name.isdigit() and (entry / "cwd").samefile(data)
+            if here and (entry / "exe").readlink().name.startswith("postgres"):
+                found.append(int(entry.name))
+    return found
 
 
 def postmaster_ready(data: Path, pid: int) -> bool:
@@ -159,7 +174,9 @@ def answers(port: int, seconds: float = 2.0) -> bool:
     """Whether a PostgreSQL on 127.0.0.1 answers a start-up packet by asking for the password."""
     body = struct.pack("!i", 196608) + b"user\0groundwork\0database\0groundwork\0\0"
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        with socket.socket() as connection:
+            connection.settimeout(seconds)
+            connection.connect(("127.0.0.1", port))
             connection.sendall(struct.pack("!i", len(body) + 4) + body)
             return connection.recv(1) == b"R"
     except OSError:

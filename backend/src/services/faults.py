@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as SQLAlchemyPoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 
 from ..errors import (
+    ConfigurationError,
     Conflict,
     DatabaseRefused,
     InternalFault,
@@ -144,7 +145,7 @@ def diagnose(error: BaseException) -> Diagnosis:
         return _diagnose_sqlstate(error)
     if isinstance(error, asyncpg.exceptions.UnsupportedClientFeatureError):
         return Diagnosis("unencodable-value", Invalid)
-    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+    if isinstance(error, ConfigurationError | asyncpg.exceptions.ClientConfigurationError):
         return Diagnosis("tls-misconfigured", Unavailable, lost=True, fatal=True)
     if isinstance(error, asyncpg.exceptions.UnsupportedServerFeatureError):
         return Diagnosis("unsupported-by-driver", Unavailable, lost=True, fatal=True)

@@ -12,7 +12,14 @@ import sqlalchemy as sa
 
 from clusters import Proxy, resolving
 from src.config.database import ConnectionSettings, parse
-from src.errors import DatabaseRefused, OutcomeUnknown, Overloaded, RequestError, Unavailable
+from src.errors import (
+    ConfigurationError,
+    DatabaseRefused,
+    OutcomeUnknown,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
 from src.models import User
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
@@ -94,6 +101,22 @@ async def test_a_read_and_a_single_statement_write_cost_one_round_trip_each(prox
     with proxy.counting() as count:
         await proxied.value(ADD_USER, email="ana@example.com")
         assert count().round_trips == 1
+
+
+async def test_a_session_on_the_same_connection_does_not_cost_later_statements_their_round_trip(
+    through_proxy: ConnectionSettings, proxy: Proxy
+):
+    async with Database(through_proxy, Limits(pool_size=1)) as database:
+        await database.value(ECHO, x="x")
+        await database.value(COUNT_USERS)
+        for number in range(2):
+            async with database.session() as session:
+                session.add(User(email=f"u{number}@example.com"))
+            with proxy.counting() as count:
+                await database.value(ECHO, x="x")
+                await database.value(COUNT_USERS)
+                assert count().round_trips == 2
+        assert count().connections == 0
 
 
 # Network
@@ -286,7 +309,10 @@ async def test_an_unreachable_database_at_the_start_is_waited_for(
 ):
     with Proxy(postgres.port) as proxy:
         proxy.refuse()
+        start = time.monotonic()
         async with Database(parse(proxy.through(database_url)), QUICK) as database:
+            # Nobody is kept from answering /livez by it.
+            assert time.monotonic() - start < 0.5
             assert not database.observe().ready
             assert database.observe().status == "down"
             proxy.accept()
@@ -311,6 +337,12 @@ async def test_what_waiting_does_not_mend_ends_the_start(
             pass
     assert caught.value.reason == reason
     assert "wrong" not in str(caught.value)
+
+
+async def test_a_certificate_file_that_is_not_there_ends_the_start_and_is_named(database_url: str):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.crt"):
+        async with Database(parse(f"{database_url}?sslmode=verify-full&sslrootcert=nowhere.crt")):
+            pass
 
 
 async def test_c2_a_rotated_password_is_503_at_run_time_and_recovers_when_mended(
