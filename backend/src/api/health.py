@@ -282,7 +282,7 @@ def _schema(seen: Observation) -> dict[str, Any]:
     return _check(
         "datastore",
         _SCHEMA_OUTCOMES[schema.status],
-        seen.evidence_at,
+        schema.seen_at,
         schema.found,
         expected=schema.expected,
         output=None if schema.status == "current" else f"schema-{schema.status}",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -149,7 +151,8 @@ class Health:
         seen = await self._schema.inspect(connection)
         if seen.status != self._schema_seen.status:
             log.info("schema.seen", status=seen.status, found=seen.found, expected=seen.expected)
-        self._schema_seen, self._schema_seen_at = seen, time.monotonic()
+        self._schema_seen = replace(seen, seen_at=datetime.now(UTC))
+        self._schema_seen_at = time.monotonic()
 
     async def greet(self, connection: Connection) -> None:
         """On the first connection of a recovery: look at the schema, and have it migrated where that is due."""

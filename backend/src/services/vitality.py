@@ -31,11 +31,15 @@ class PoolObservation:
 
 @dataclass(frozen=True, slots=True)
 class SchemaObservation:
-    """`found` is the revision in the database (None: no migration ever ran), `expected` the code's own."""
+    """`found` is the revision in the database (None: no migration ever ran), `expected` the code's own.
+
+    `seen_at` is when somebody last looked, in UTC.
+    """
 
     status: Literal["current", "behind", "ahead", "unknown"]
     found: str | None
     expected: str
+    seen_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
