@@ -103,6 +103,32 @@ def lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+# Serving
+
+
+def test_serve_serves_and_verify_finds_the_service(installation: Installation, database_url: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src", "serve", "--port", "0"],
+        cwd=installation.backend,
+        env=installation.environment(DATABASE_URL=database_url, LOG_FORMAT="json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        events = (json.loads(line) for line in process.stderr)
+        place = next(event["service"] for event in events if event["event"] == "serving")
+        verified = installation.run("verify", url=database_url, PORT=place.rpartition(":")[2])
+        assert f"✓ service          {place}/health says pass" in verified.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=SECONDS)[0] == ""
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 # Users and tasks
 
 
@@ -171,7 +197,7 @@ def test_a_list_is_a_table_on_a_terminal_and_a_title_cannot_steer_it(
 def test_a_reader_that_goes_away_early_is_passed_over_in_silence(
     installation: Installation,
 ) -> None:
-    command = f'"{sys.executable}" -m src openapi | head -c 1; echo "${{PIPESTATUS[0]}}"'
+    command = f'"{sys.executable}" -m src openapi | true; echo "${{PIPESTATUS[0]}}"'
     result = subprocess.run(
         ["bash", "-c", command],
         cwd=installation.backend,
@@ -180,7 +206,7 @@ def test_a_reader_that_goes_away_early_is_passed_over_in_silence(
         text=True,
         timeout=SECONDS,
     )
-    assert (result.stdout, result.stderr) == ("{0\n", "")
+    assert (result.stdout, result.stderr) == ("0\n", "")
 
 
 # Usage and configuration
@@ -435,7 +461,7 @@ def test_verify_starts_nothing_where_a_database_was_meant(
     assert not (tmp_path / "none").exists()
 
 
-def test_ctrl_c_ends_with_130_and_closes_the_connections(
+def test_ctrl_c_ends_with_130_and_no_traceback(
     installation: Installation, database_url: str, postgres: EmbeddedPostgres
 ) -> None:
     with Proxy(postgres.port) as proxy:

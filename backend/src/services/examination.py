@@ -72,6 +72,12 @@ class Examination:
     database: Database = field(init=False)
     closers: list[Callable[[], Awaitable[None]]] = field(init=False, default_factory=list)
 
+    @property
+    def connect_seconds(self) -> float:
+        """How long one attempt to connect may take: the address's own word, else the setting."""
+        asked = self.connection.connect_timeout_seconds
+        return self.settings.database_connect_timeout_seconds if asked is None else asked
+
     async def ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """The rows of a catalogue query.
 

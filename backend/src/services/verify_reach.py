@@ -126,7 +126,7 @@ async def _open(examination: Examination, host: Host) -> tuple[asyncio.StreamRea
     """A bare connection to the first of the host's addresses that takes it."""
     if host.is_socket:
         return await asyncio.open_unix_connection(f"{host.name}/.s.PGSQL.{host.port}")
-    seconds = examination.settings.database_connect_timeout_seconds
+    seconds = examination.connect_seconds
     last: OSError = ConnectionRefusedError()
     for address in examination.addresses.get(host, ()):
         try:
@@ -273,7 +273,7 @@ def _issuer(certificate: dict[str, Any]) -> str:
 async def _connect(examination: Examination) -> asyncpg.Connection[Any]:
     wire: asyncpg.Connection[Any] = await asyncpg.connect(
         **examination.connection.asyncpg_arguments(),
-        timeout=examination.settings.database_connect_timeout_seconds,
+        timeout=examination.connect_seconds,
         command_timeout=examination.settings.database_command_timeout_seconds,
         statement_cache_size=0,
     )
