@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -73,6 +74,7 @@ async def _facts(request: Request) -> Response:
             "pid": os.getpid(),
             "client": client.host,
             "draining": request.app.state.draining,
+            "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE),
             "environment": {name: os.environ[name] for name in names if name in os.environ},
             "descriptors": {
                 number: os.readlink(f"/proc/self/fd/{number}")

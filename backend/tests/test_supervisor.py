@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import pty
+import resource
 import shlex
 import shutil
 import signal
@@ -180,12 +181,24 @@ def test_the_banner_is_one_event_with_the_real_port_and_comes_once_it_answers(se
     assert len(one.events("serving")) == 1
 
 
-def test_a_worker_inherits_the_listeners_and_its_link_and_nothing_else(service: Make, tmp_path: Path) -> None:
+def test_a_worker_inherits_the_listeners_and_its_link_and_may_open_many_files(
+    service: Make, tmp_path: Path
+) -> None:
     canary = os.open(tmp_path / "canary", os.O_CREAT | os.O_RDWR)
     os.set_inheritable(canary, True)
-    one = service(workers=2).start(close_fds=False).serving()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    one = (
+        service(workers=2)
+        .start(
+            close_fds=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard)),  # noqa: PLW1509
+        )
+        .serving()
+    )
     os.close(canary)
-    assert [path for path in one.facts()["descriptors"].values() if "canary" in path] == []
+    facts = one.facts()
+    assert [path for path in facts["descriptors"].values() if "canary" in path] == []
+    assert facts["descriptor_limit"] == [65536 if hard == resource.RLIM_INFINITY else min(hard, 65536), hard]
 
 
 def test_a_refused_database_ends_everything_with_3_and_one_line(service: Make) -> None:
