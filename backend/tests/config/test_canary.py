@@ -14,12 +14,14 @@ from urllib.parse import quote, quote_plus
 
 import asyncpg
 import pytest
+from pydantic import ValidationError
 
 from clusters import Thief
 from src.config.database import parse
 from src.config.logging import configure, get_logger
+from src.config.pasted import read
 from src.config.printed import effective, understood
-from src.config.settings import load_settings, migration_connection, require_database
+from src.config.settings import Settings, load_settings, migration_connection, require_database
 from src.errors import ConfigurationError, GroundworkError
 
 SECRET = "p%@:/ é"
@@ -173,6 +175,14 @@ def test_no_error_about_a_bad_configuration_shows_it(
     get_logger("canary").error("refused", exc_info=caught.value)
     assert_silent(whole_story(caught.value), log.getvalue())
     assert caught.value.__context__ is None
+
+
+def test_no_part_that_is_not_meant_for_others_shows_it() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(port=SECRET, database_url=filled(WRONG[0]))
+    assert_silent(str(caught.value), repr(caught.value), "".join(traceback.format_exception(caught.value)))
+    for template in RIGHT + WRONG:
+        assert_silent(repr(read(filled(template), ())))
 
 
 async def test_no_failed_connection_shows_it(log: io.StringIO) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -13,42 +13,15 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 from conftest import FAST, open_directory
-from sqlalchemy import func, select, text
+from ways import HASTY, WAYS, by_pool
 
 from clusters import Authority, Proxy, Thief, resolving
-from src.config.database import ConnectionSettings, parse
+from src.config.database import parse
 from src.errors import GroundworkError
 from src.services import schema
-from src.services.connections import Limits
-from src.services.database import Database
 from src.services.embedded import EmbeddedPostgres
-from src.services.statements import Statement
 
 ODD = "p%@:/ é"
-PATIENT = Limits(connect_timeout_seconds=5, recovery_wait_seconds=0)
-# A refusal that might pass is tried again until this is over.
-HASTY = Limits(connect_timeout_seconds=1, recovery_wait_seconds=0)
-
-whoami = Statement("whoami", lambda: select(func.current_user()), repeatable=True)
-
-
-async def by_pool(settings: ConnectionSettings, limits: Limits = PATIENT) -> str:
-    async with Database(settings, limits) as database:
-        return str(await database.value(whoami))
-
-
-async def by_session(settings: ConnectionSettings, limits: Limits = PATIENT) -> str:
-    async with Database(settings, limits) as database, database.session() as session:
-        return str(await session.scalar(text("SELECT current_user")))
-
-
-async def by_migration(settings: ConnectionSettings, _limits: Limits = PATIENT) -> str:
-    assert (await schema.create_tables(settings)).after == schema.head()
-    return settings.user
-
-
-Way = Callable[..., Awaitable[str]]
-WAYS: tuple[Way, ...] = (by_pool, by_session, by_migration)
 
 
 @dataclass
@@ -224,6 +197,7 @@ REFUSALS = [
 async def odd_role(doors: Doors) -> None:
     connection = await asyncpg.connect(doors.server.url)
     await connection.execute(f"CREATE ROLE odd SUPERUSER LOGIN PASSWORD '{ODD}'")
+    await connection.execute("ALTER ROLE odd SET TimeZone = 'Asia/Tokyo'")
     await connection.close()
     await schema.create_tables(parse(doors.server.url))
 
@@ -267,8 +241,11 @@ async def test_the_systems_authorities_are_those_that_the_operator_gave_the_syst
                 assert await way(parse(doors.fill(pasted))) == "groundwork"
 
 
+@pytest.mark.usefixtures("odd_role")
 async def test_server_settings_arrive_and_every_session_runs_in_utc(doors: Doors) -> None:
-    pasted = "postgresql://<AUTH>@localhost:<PLAIN_PORT>/groundwork?application_name=me&options=-c%20work_mem%3D8MB%20-cTimeZone%3DAsia/Tokyo"
+    """Also where the role says otherwise, as `odd` does."""
+    query = "application_name=me&options=-c%20work_mem%3D8MB%20-cTimeZone%3DAsia/Tokyo"
+    pasted = f"postgresql://odd:<ODD>@localhost:<PLAIN_PORT>/groundwork?{query}"
     connection = await asyncpg.connect(**parse(doors.fill(pasted)).asyncpg_arguments())
     names = ("application_name", "work_mem", "TimeZone")
     found = [await connection.fetchval("SELECT current_setting($1)", name) for name in names]

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from conftest import open_directory
-from test_reach import HASTY, WAYS
+from ways import HASTY, WAYS
 
 from clusters import Authority, PgBouncer, postgres_15_binaries, resolving
 from src.config.database import parse
