@@ -191,7 +191,7 @@ def test_a_worker_inherits_the_listeners_and_its_link_and_may_open_many_files(
         service(workers=2)
         .start(
             close_fds=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard)),  # noqa: PLW1509
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard)),
         )
         .serving()
     )
