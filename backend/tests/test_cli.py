@@ -292,7 +292,7 @@ def test_a_bad_configuration_names_every_fault_and_ends_with_3(
     assert_silent_about(CANARY, result)
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate", "user", "task", "psql"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "user", "psql"])
 def test_without_a_database_the_way_to_one_is_shown(
     installation: Installation, command: str, tmp_path: Path
 ) -> None:
@@ -540,7 +540,7 @@ def assert_silent_about(secret: str, result: subprocess.CompletedProcess[str]) -
         assert form not in said
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("serve", "config", "psql")])
+@pytest.mark.parametrize("command", ["verify", "verify --json", "migrate", "user"])
 def test_refused_credentials_end_with_3_at_once_and_in_silence_about_them(
     installation: Installation, database_url: str, command: str
 ) -> None:
@@ -584,9 +584,12 @@ def test_a_password_given_raw_reaches_the_server_and_no_output(
         url = at(database_url, postgres.port).replace(
             database_url.split("@")[0], f"postgresql://{name}:{CANARY}"
         )
-        for arguments in (*COMMANDS.values(), ("user", "add", "ana@example.com"), ("openapi",)):
-            if arguments in (("serve",), ("psql",)):
-                continue
+        for arguments in (
+            ("verify", "--json"),
+            ("migrate", "check"),
+            ("user", "add", "ana@example.com"),
+            ("config",),
+        ):
             result = installation.run(*arguments, url=url, LOG_LEVEL="debug")
             assert result.returncode in (0, 1), (arguments, result.stderr)
             assert_silent_about(CANARY, result)
