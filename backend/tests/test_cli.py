@@ -584,14 +584,15 @@ def test_a_password_given_raw_reaches_the_server_and_no_output(
         url = at(database_url, postgres.port).replace(
             database_url.split("@")[0], f"postgresql://{name}:{CANARY}"
         )
-        for arguments in (
-            ("verify", "--json"),
-            ("migrate", "check"),
-            ("user", "add", "ana@example.com"),
-            ("config",),
-        ):
+        commands = {
+            ("verify", "--json"): 1,  # The tests' server runs without fsync.
+            ("migrate", "check"): 0,
+            ("user", "add", "ana@example.com"): 0,
+            ("config",): 0,
+        }
+        for arguments, code in commands.items():
             result = installation.run(*arguments, url=url, LOG_LEVEL="debug")
-            assert result.returncode in (0, 1), (arguments, result.stderr)
+            assert result.returncode == code, (arguments, result.stderr)
             assert_silent_about(CANARY, result)
     finally:
         fetch(database_url, f"DROP ROLE {name}")
