@@ -4,7 +4,7 @@
 `python -m src.migrations.catalogue` prints that file anew from the models, with DATABASE_URL naming any server.
 Comparing the two needs no right but to read the catalogue and writes nothing, not even a temporary table.
 Tests hold the file to `SQLModel.metadata` and to the migrations, on the oldest and the newest server
-(docs/decisions/0006).
+(docs/decisions/0015-catalogue.md).
 """
 
 from __future__ import annotations

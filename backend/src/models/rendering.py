@@ -1,7 +1,7 @@
 """How rows become JSON, whoever renders them: PostgreSQL in hot statements, Pydantic elsewhere.
 
 Both halves stand side by side because they must print the same bytes: the fields in the shape's order, no blank
-between them, and one way to write a timestamp (docs/decisions/0004).
+between them, and one way to write a timestamp (docs/decisions/0013-timestamps.md).
 """
 
 from datetime import UTC, datetime

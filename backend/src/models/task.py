@@ -26,7 +26,7 @@ _version: Final = Column(
 
 
 class Task(Stamped, table=True):
-    """The table `tasks`. The owner leads its key and every index (docs/decisions/0001).
+    """The table `tasks`. The owner leads its key and every index (docs/decisions/0010-owner-leads-the-key.md).
 
     `version` rises by one in every UPDATE that SQLAlchemy writes, be it a session's flush or a statement of
     its own, and a session's flush that finds another version than it read raises `StaleDataError`.

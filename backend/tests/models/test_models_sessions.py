@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import selectinload
 from sqlmodel import col, delete, func, select, update
@@ -159,6 +160,24 @@ async def test_deleting_a_user_deletes_their_tasks_and_nobody_elses(database: Da
         await session.delete((await session.exec(wanted)).one())
     async with database.session() as session:
         assert (await session.exec(select(Task.user_id))).all() == [bob]
+
+
+async def test_deleting_a_user_leaves_the_tasks_to_the_database(database: Database) -> None:
+    """They are neither loaded nor deleted one by one, however many there are."""
+    owner = await an_owner(database)
+    await a_task(database, owner)
+    sent: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement.split()[0])
+
+    async with database.session() as session:
+        user = await session.get_one(User, owner)
+        bind = (await session.connection()).sync_connection
+        event.listen(bind, "before_cursor_execute", note)
+        await session.delete(user)
+        await session.flush()
+    assert sent == ["DELETE"]
 
 
 async def test_a_taken_address_is_a_conflict_by_name(database: Database) -> None:
