@@ -15,13 +15,15 @@ from fastapi import FastAPI
 
 from .api import health, problems, reference
 from .api.middleware import RequestMiddleware
-from .config.logging import configure
+from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
 from .errors import ConfigurationError, DatabaseRefused
 from .services.database import Database
 from .services.metrics import Metrics
 from .services.revision import CodeRevision
 from .version import VERSION
+
+log = get_logger(__name__)
 
 TITLE = "Groundwork"
 DESCRIPTION = """The backend and data layer of a multi-user task service, on PostgreSQL.
@@ -84,6 +86,8 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
 
 def _database(settings: Settings, metrics: Metrics) -> Database:
     connection = require_database(settings)
+    for warning in connection.warnings:
+        log.warning("configuration.weak", variable=connection.variable, warning=warning)
     revision = CodeRevision(migration_connection(settings))
     return Database.from_settings(settings, connection, schema=revision, metrics=metrics)
 

@@ -151,3 +151,12 @@ async def test_it_serves_over_a_real_connection_and_leaves_when_told(
 def test_the_version_is_the_projects() -> None:
     project = tomllib.loads((BACKEND / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["version"] == VERSION
+
+
+def test_a_weak_sslmode_asked_for_by_name_is_warned_about_at_the_start(tmp_path: Path, database_url: str):
+    # This server has no TLS, so the start is refused, after the warning.
+    done = serve_once(tmp_path, DATABASE_URL=f"{database_url}?sslmode=require", LOG_FORMAT="json")
+    assert done.returncode == 3
+    assert "configuration.weak" in done.stderr
+    assert "does not verify who the server is" in done.stderr
+    assert "refused to speak TLS" in done.stderr
