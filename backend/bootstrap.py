@@ -24,6 +24,7 @@ ROOT = os.path.dirname(BACKEND)
 VENV = os.path.join(BACKEND, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "groundwork-installed.json")
+UNFINISHED = os.path.join(VENV, "groundwork-installing")
 ENV_FILE = os.path.join(BACKEND, ".env")
 SERVICE, EMBEDDED, DEVELOPMENT = "requirements.txt", "requirements-embedded.txt", "requirements-dev.txt"
 POSTGRES_15 = "/usr/lib/postgresql/15/bin/postgres"
@@ -121,34 +122,33 @@ def install(*files):
     with only_one():
         if up_to_date(wanted):  # the one we waited for did it
             return
+        if not usable():
+            say(f"Creating backend/.venv (Python {python_version()}) ...")
+            run([sys.executable, "-I", "-m", "venv", "--clear", VENV], "backend/.venv could not be created.")
         stamp = read_stamp()
-        if stamp.get("python") != python_version() or not works(PYTHON):
-            # Absent, damaged, or made by another Python: the packages in it would not load. One that lacks only
-            # the stamp is an interrupted installation, and pip repairs it.
-            if not (works(PYTHON) and "python" not in stamp and venv_version() == python_version()):
-                say(f"Creating backend/.venv (Python {python_version()}) ...")
-                run(
-                    [sys.executable, "-I", "-m", "venv", "--clear", VENV],
-                    "backend/.venv could not be created.",
-                )
-            stamp = {"python": python_version(), "files": {}}
-        if subprocess.call([PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                           env=environment()):  # fmt: skip
-            run([PYTHON, "-m", "ensurepip", "--upgrade"], "pip could not be installed into backend/.venv.")
-        # The stamp goes first and comes back last: a kill in between is noticed at the next run.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(STAMP)
+        with open(UNFINISHED, "w"):
+            pass
         say("Installing {} into backend/.venv ...".format(", ".join(files)))
         command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
                    "--require-hashes"]  # fmt: skip
         for name in files:
             command += ["-r", os.path.join(BACKEND, name)]
-        run(
-            command,
-            "The packages could not be installed; the lines above say why. `make` again goes on from here.",
-        )
-        stamp["files"] = dict(stamp.get("files", {}), **wanted)
-        write_stamp(stamp)
+        failed = call(command)
+        # Only a kill leaves the mark: pip that fails by itself has taken back what it began.
+        os.remove(UNFINISHED)
+        if failed:
+            raise Problem("The packages could not be installed; the lines above say why.")
+        write_stamp({"python": python_version(), "files": dict(stamp.get("files", {}), **wanted)})
+
+
+def usable():
+    """Whether .venv was made by this Python, has pip, and no kill left it half installed."""
+    probe = f"import sys, pip; sys.exit('%d.%d' % sys.version_info[:2] != '{python_version()}')"
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return not os.path.exists(UNFINISHED) and subprocess.call([PYTHON, "-I", "-c", probe], **silent) == 0
+    except OSError:
+        return False
 
 
 def up_to_date(wanted):
@@ -156,6 +156,7 @@ def up_to_date(wanted):
     installed = stamp.get("files", {})
     return (
         os.path.exists(PYTHON)
+        and not os.path.exists(UNFINISHED)
         and stamp.get("python") == python_version()
         and all(installed.get(name) == mark for name, mark in wanted.items())
     )
@@ -168,11 +169,6 @@ def fingerprint(name):
 
 def python_version():
     return "{}.{}".format(*sys.version_info[:2])
-
-
-def venv_version():
-    probe = "import sys; print('%d.%d' % sys.version_info[:2])"
-    return subprocess.check_output([PYTHON, "-I", "-c", probe]).decode().strip()
 
 
 def read_stamp():
@@ -191,10 +187,15 @@ def write_stamp(stamp):
     os.replace(temporary, STAMP)
 
 
-def run(command, complaint):
-    if subprocess.call(
+def call(command):
+    """Exit code of `command`; all that it says goes to standard error."""
+    return subprocess.call(
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment(), cwd=BACKEND
-    ):
+    )
+
+
+def run(command, complaint):
+    if call(command):
         raise Problem(complaint)
 
 

@@ -1,0 +1,206 @@
+"""From a clone to a running service: what `make` does before any package is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bootstrap
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone in a path with a space, whose requirements are empty, so that no network is asked for."""
+    place = tmp_path / "a clone é"
+    backend = place / "backend"
+    backend.mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", place)
+    shutil.copy(ROOT / "backend" / "bootstrap.py", backend)
+    for name in (bootstrap.SERVICE, bootstrap.EMBEDDED, bootstrap.DEVELOPMENT):
+        (backend / name).write_text("# nothing\n")
+    (backend / "src").mkdir()
+    (backend / "src" / "__main__.py").write_text(
+        "import json, os, sys\n"
+        "seen = {name: os.environ.get(name) for name in ('VIRTUAL_ENV', 'PYTHONPATH', 'PYTHONHOME', 'MAKEFLAGS')}\n"
+        "print(json.dumps({'arguments': sys.argv[1:], 'prefix': sys.prefix, 'seen': seen, 'cwd': os.getcwd()}))\n"
+        "sys.exit(int(os.environ.get('END_WITH', '0')))\n"
+    )
+    return place
+
+
+def make(clone: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *words],
+        cwd=clone,
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+
+
+def test_the_second_run_installs_nothing_and_the_callers_environment_stays_outside(clone: Path) -> None:
+    first = make(clone, "run", HOME="/nowhere", LANG="xx_YY")
+    assert first.returncode == 0, first.stderr
+    assert "Creating backend/.venv" in first.stderr
+    said = json.loads(first.stdout)
+    assert said["arguments"] == ["serve", "--embedded"]
+    assert said["prefix"] == str(clone / "backend" / ".venv")
+    assert said["cwd"] == str(clone / "backend")
+
+    second = make(
+        clone, "run", "ARGS=--port 1", VIRTUAL_ENV="/nowhere", PYTHONPATH="/nowhere", PYTHONHOME="/nowhere"
+    )
+    assert second.stderr == ""
+    said = json.loads(second.stdout)
+    assert said["arguments"] == ["serve", "--embedded", "--port", "1"]
+    assert set(said["seen"].values()) == {None}
+
+    given = make(clone, "run", DATABASE_URL="postgresql://db.example.com/x")
+    assert json.loads(given.stdout)["arguments"] == ["serve"]
+
+    failed = make(clone, "run", END_WITH="3")
+    assert "Error 3" in failed.stderr
+
+    # A kill in the middle of an installation leaves a mark.
+    environment = clone / "backend" / ".venv"
+    (environment / "groundwork-installing").touch()
+    repaired = make(clone, "run")
+    assert "Creating" in repaired.stderr
+    assert make(clone, "run").stderr == ""
+
+    # Other pins are installed; an environment whose Python went away is made anew.
+    (clone / "backend" / bootstrap.SERVICE).write_text("# changed\n")
+    changed = make(clone, "run")
+    assert "Installing" in changed.stderr
+    assert "Creating" not in changed.stderr
+    (environment / "bin" / "python").unlink()
+    assert "Creating" in make(clone, "run").stderr
+
+    (clone / "backend" / ".env").write_text("SECRET=1\n")
+    (clone / "backend" / ".data").mkdir()
+    assert make(clone, "clean").returncode == 0
+    assert {path.name for path in (clone / "backend").iterdir()} >= {".env", ".data", "src"}
+    assert not (clone / "backend" / ".venv").exists()
+
+
+def test_two_makes_at_once_take_turns(clone: Path) -> None:
+    command = [sys.executable, "-I", str(clone / "backend" / "bootstrap.py"), "install"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=170)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("Creating" in text for text in said) == 1
+    assert sum("waiting for it" in text for text in said) <= 1
+
+
+@pytest.fixture
+def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / ".env"
+    monkeypatch.setattr(bootstrap, "ENV_FILE", str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("DATABASE_URL=postgresql://x/y", True),
+        ("export DATABASE_URL = 'postgresql://x/y'  # ours", True),
+        ("database_url=postgresql://x/y", True),
+        ('DATABASE_URL="postgresql://u:p#q@x/y"', True),
+        ("DATABASE_URL=", False),
+        ("DATABASE_URL=''", False),
+        ("DATABASE_URL= # none yet", False),
+        ("# DATABASE_URL=postgresql://x/y", False),
+        ("DATABASE_MIGRATION_URL=postgresql://x/y", False),
+        ("", False),
+    ],
+)
+def test_a_database_named_in_the_env_file_is_seen(env_file: Path, line: str, given: bool) -> None:
+    env_file.write_text(f"PORT=1\n{line}\n", encoding="utf-8")
+    assert bootstrap.database_given() is given
+
+
+def test_a_database_named_elsewhere_is_seen_too(
+    env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not bootstrap.database_given()
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
+    assert not bootstrap.database_given()
+    (tmp_path / "DATABASE_URL").write_text("postgresql://x/y")
+    assert bootstrap.database_given()
+    monkeypatch.delenv("SECRETS_DIR")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://x/y")
+    assert bootstrap.database_given()
+    assert bootstrap.needed() == [bootstrap.SERVICE]
+
+
+def test_a_python_without_venv_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(bootstrap.Problem, match=r"(?s)ensurepip.*apt-get install python3\.\d+-venv"):
+        bootstrap.require_venv_module()
+
+
+def test_a_python_that_is_too_old_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bootstrap, "OLDEST", (99, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(bootstrap.Problem, match=r"(?s)99\.0 or newer.*apt-get install.*PYTHON="):
+        bootstrap.use_new_enough_python(["run"])
+
+
+def test_without_any_python_make_names_the_command(clone: Path) -> None:
+    tools = clone / "tools"
+    tools.mkdir()
+    for name in ("make", "sh"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    found = subprocess.run(
+        ["make", "run"], cwd=clone, env={"PATH": str(tools)}, capture_output=True, text=True
+    )
+    assert found.returncode != 0
+    assert "apt-get install python3" in found.stderr
+
+
+def test_it_can_be_read_by_an_old_python() -> None:
+    """The file that says "your Python is too old" has to be understood by that Python."""
+    import ast
+
+    ast.parse((ROOT / "backend" / "bootstrap.py").read_text(), feature_version=(3, 6))
+
+
+def test_make_help_names_every_target() -> None:
+    said = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}
+    )
+    for target in bootstrap.TARGETS:
+        assert f"make {target} " in said.stdout
+
+
+def test_an_installation_that_fails_says_so_and_is_tried_again(clone: Path) -> None:
+    requirements = clone / "backend" / bootstrap.SERVICE
+    requirements.write_text("nothing-of-this-name==1\n")  # no hash: pip refuses without asking the network
+    failed = make(clone, "install")
+    assert failed.returncode != 0
+    assert "could not be installed" in failed.stderr
+    requirements.write_text("")
+    mended = make(clone, "install")
+    assert mended.returncode == 0
+    assert "Creating" not in mended.stderr
+
+
+def test_the_pins_are_hashed() -> None:
+    for name in (bootstrap.SERVICE, bootstrap.EMBEDDED, bootstrap.DEVELOPMENT):
+        text = (ROOT / "backend" / name).read_text()
+        pins = [line for line in text.splitlines() if "==" in line]
+        assert pins
+        assert all(line.endswith("\\") for line in pins), name
