@@ -59,6 +59,8 @@ class Lag(NamedTuple):
 
 
 class Metrics:
+    """Every number of the service, declared once, in a registry of its own; `render` gives them as text."""
+
     def __init__(self, version: str) -> None:
         # A `_created` series beside every counter doubles the text and is not there with several workers.
         disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -77,6 +77,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """What all checks found, in their order, and how long they took together."""
+
     lines: tuple[Line, ...]
     seconds: float
 

@@ -124,6 +124,7 @@ def _stranger() -> User:
 
 
 async def crud(examination: Examination) -> Finding:
+    """A user and a task are made, read, changed and deleted; nothing of it is kept."""
     begun = time.perf_counter()
     async with _undone(examination) as session:
         user = _stranger()
@@ -201,6 +202,7 @@ async def uniqueness(examination: Examination) -> Finding:
 
 
 async def rights(examination: Examination) -> Finding:
+    """Whether the role may do what the service does, and whether it may do much more."""
     (role,) = await examination.ask(
         "SELECT rolname::text AS name, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication "
         "FROM pg_roles WHERE rolname = current_user"

@@ -135,6 +135,7 @@ def test_a_broken_stream_does_not_stop_the_one_who_logs() -> None:
     stream.close()
     log.info("lost")
     logging.getLogger("x").warning("lost too")
+    assert stream.closed
 
 
 def test_a_traceback_is_one_field_without_the_values_of_variables() -> None:

@@ -324,7 +324,7 @@ async def test_a_read_whose_connection_dies_under_it_is_repeated(small: Database
     read = asyncio.create_task(small.value(SLEEP, seconds=0.3))
     await asyncio.sleep(0.1)
     await _kill_all(database_url)
-    await read
+    assert await read is None
 
 
 async def test_a_transaction_killed_before_its_commit_is_unavailable_and_rolled_back(

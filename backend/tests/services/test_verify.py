@@ -140,6 +140,7 @@ async def test_no_connection_is_left_open(database_url: str, postgres: EmbeddedP
         async with asyncio.timeout(5):
             while proxy.open_connections:
                 await asyncio.sleep(0.02)
+        assert proxy.traffic.connections > 0
 
 
 async def test_a_cancelled_run_closes_its_connections(database_url: str, postgres: EmbeddedPostgres) -> None:
