@@ -45,11 +45,18 @@ _NO_SKIPS = "GROUNDWORK_FORBID_SKIPS"
 def pytest_configure(config: pytest.Config) -> None:
     # A copy of the real descriptor: pytest's capturing replaces 2 while a test runs.
     config.stash[_STDERR] = os.fdopen(os.dup(2), "w")
+    # asyncpg and psql look for passwords and certificates there, and stumble over a home that is closed.
+    config.stash[_HOME] = tempfile.mkdtemp(prefix="groundwork-home-")
+    os.environ["HOME"] = config.stash[_HOME]
+    for variable in list(os.environ):
+        if variable.startswith("PG") and variable[2:].isalpha():
+            del os.environ[variable]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     faulthandler.cancel_dump_traceback_later()
     config.stash[_STDERR].close()
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,6 +89,7 @@ def _counts(config: pytest.Config) -> dict[str, int]:
 
 
 _STDERR = pytest.StashKey[Any]()
+_HOME = pytest.StashKey[str]()
 
 
 # Settings
@@ -92,7 +100,7 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
     """No variable of the caller's and no backend/.env reaches a test."""
     names = {name.upper() for name in settings_module.Settings.model_fields}
     for variable in list(os.environ):
-        if variable.upper() in names or (variable.startswith("PG") and variable[2:].isalpha()):
+        if variable.upper() in names:
             monkeypatch.delenv(variable)
     monkeypatch.setattr(settings_module, "ENV_FILE", tmp_path_factory.getbasetemp() / "there-is-no.env")
 
