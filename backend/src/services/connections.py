@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import structlog
 
+from ..config.logging import get_logger
 from ..errors import ConfigurationError, Overloaded, Unavailable
 from .faults import Diagnosis, as_refusal, as_request_error, diagnose
 from .vitality import PoolObservation, Vitality
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.Connection
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # Seconds between two attempts of the healer: quick at first, then once a second for as long as it takes.
 _BACKOFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)

@@ -12,14 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-import structlog
-
-from ..errors import RequestError
+from ..config.logging import get_logger
+from ..errors import DatabaseRefused, RequestError
 from .connections import Connection, Connections
 from .faults import diagnose
 from .vitality import Observation, SchemaObservation, Vitality
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # Seconds after which an active check looks at the schema's revision again although traffic proves the rest.
 _SCHEMA_EVIDENCE_SECONDS = 10.0
@@ -176,6 +175,10 @@ class Health:
                     await self._inspect(connection)
                 finally:
                     self._connections.discard(connection)
+            except DatabaseRefused as refusal:
+                # Waiting does not mend it, but an operator may, while this process goes on.
+                self._migration_reason = refusal.reason
+                log.error("schema.migration_refused", reason=refusal.reason, detail=str(refusal))  # noqa: TRY400
             except Exception as error:
                 diagnosis = diagnose(error)
                 self._migration_reason = "migration-failed"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 
 from clusters import Proxy, resolving
 from src.config.database import ConnectionSettings, parse
+from src.config.logging import configure
 from src.errors import (
     ConfigurationError,
     DatabaseRefused,
@@ -376,6 +378,17 @@ async def test_start_up_migrates_an_empty_database(empty_database_url: str):
         assert await database.value(COUNT_USERS) == 0
 
 
+async def test_tables_of_somebody_else_are_left_alone_and_named_as_the_reason(empty_database_url: str):
+    raw = await asyncpg.connect(empty_database_url)
+    await raw.execute("CREATE TABLE users (mine text)")
+    connection = parse(empty_database_url)
+    async with Database(connection, QUICK, schema=CodeRevision(connection), migrate=True) as database:
+        await until(lambda: database.observe().reason == "schema-occupied")
+        assert not database.observe().ready
+    assert await raw.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
+    await raw.close()
+
+
 async def test_s2_two_processes_that_start_at_once_both_succeed(empty_database_url: str):
     connection = parse(empty_database_url)
     async with (
@@ -418,8 +431,10 @@ async def test_an_unknown_newer_schema_is_ready_with_a_warning(connection_settin
 
 
 async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_told_once_a_second(
-    proxied: Database, capsys: pytest.CaptureFixture[str]
+    proxied: Database,
 ):
+    lines = io.StringIO()
+    configure("info", "json", lines)
     slow = [asyncio.create_task(proxied.value(SLEEP, seconds=1.1)) for _ in range(3)]
     await asyncio.sleep(0.05)
     start = time.monotonic()
@@ -428,8 +443,7 @@ async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_t
     assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
     await asyncio.gather(*slow)
     assert await proxied.value(ECHO, x="x") == "x"
-    captured = capsys.readouterr()
-    assert (captured.out + captured.err).count("database.pool_exhausted") == 1
+    assert lines.getvalue().count("database.pool_exhausted") == 1
 
 
 async def test_closing_waits_for_nobody_longer_than_a_command(proxied: Database, proxy: Proxy):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +19,7 @@ import pytest
 
 from clusters import postgres_15_binaries
 from src.config.database import ConnectionSettings, parse
+from src.config.logging import configure
 from src.errors import DatabaseRefused, Unavailable
 from src.migrations import catalogue
 from src.services import schema
@@ -397,11 +398,12 @@ async def test_the_file_is_plain_and_sorted() -> None:
 
 
 async def test_alembic_speaks_through_logging_only(
-    empty: ConnectionSettings, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    empty: ConnectionSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level(logging.INFO, "alembic"):
-        await schema.create_tables(empty)
-    assert any("Running upgrade" in record.getMessage() for record in caplog.records)
+    lines = io.StringIO()
+    configure("info", "json", lines)
+    await schema.create_tables(empty)
+    assert "Running upgrade" in lines.getvalue()
     assert capfd.readouterr() == ("", "")
 
 
