@@ -280,7 +280,8 @@ def command(*words):
 
 def pytest(selection, rest):
     install(SERVICE, EMBEDDED, DEVELOPMENT)
-    words = [PYTHON, "-m", "pytest", "-m", selection, *rest]
+    # Most tests wait for processes and clocks, so more of them than cores run side by side.
+    words = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadscope", "-m", selection, *rest]
     return subprocess.call(words, cwd=ROOT, env=environment(GROUNDWORK_FORBID_SKIPS="1"))
 
 
