@@ -9,8 +9,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from clusters import Authority, PgBouncer, Proxy, Thief, Traffic, at, postgres_15_binaries, resolving
 
+from clusters import Authority, PgBouncer, Proxy, Thief, Traffic, at, postgres_15_binaries, resolving
 from src.services.embedded import EmbeddedPostgres
 
 
