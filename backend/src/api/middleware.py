@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from ..config.logging import get_logger
+from ..config.redaction import redact_text
 from ..errors import GroundworkError, InternalFault, OutcomeUnknown, RequestError, Unavailable
 from ..services.metrics import Metrics
 from . import problems
@@ -175,9 +176,10 @@ def traceback_of(error: BaseException | None) -> str:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         kind = type(error)
-        message = (
-            str(error)[:300] if kind.__module__.partition(".")[0] not in _QUOTING else "(message withheld)"
-        )
+        message = "(message withheld)"
+        if kind.__module__.partition(".")[0] not in _QUOTING:
+            # Masked before it is cut: half an address no longer looks like one.
+            message = redact_text(str(error))[:300]
         frames = "".join(traceback.format_tb(error.__traceback__))
         parts.append(f"{frames}{kind.__module__}.{kind.__qualname__}: {message}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
