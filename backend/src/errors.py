@@ -4,9 +4,14 @@
     ├── ConfigurationError          the operator's settings are wrong; exit code 3, never an answer
     ├── DatabaseRefused             the server turned us away for good: password, database, certificate
     └── RequestError                what an answer can say
-        ├── Invalid                 422
+        ├── Unauthenticated         401
         ├── NotFound                404
         ├── Conflict                409
+        ├── PreconditionFailed      412, the version in If-Match is not the one that is stored
+        ├── Invalid                 422
+        │   └── KeyReused           422, an Idempotency-Key came again with another request
+        ├── PreconditionRequired    428
+        ├── TooManyRequests         429
         ├── Unavailable             503, nothing was written
         │   ├── Overloaded          503, every connection is busy
         │   └── Refused             503, the database forbids it: rights, disk full, read-only
@@ -106,6 +111,28 @@ class Invalid(RequestError):
         self.faults = faults or []
 
 
+class KeyReused(Invalid):
+    slug = "idempotency-key-reused"
+    title = "The Idempotency-Key was used for another request"
+    meaning = "The key belongs to an earlier request with another body or operation. Take a new key."
+
+
+class Unauthenticated(RequestError):
+    """`reason` is a slug for logs: `no-token`, `expired`, `account-deleted`, ... Nothing was written.
+
+    The two facts a client may learn are whether a token came at all and the sentence in `detail`.
+    """
+
+    status = 401
+    slug = "unauthenticated"
+    title = "A valid access token is needed"
+    meaning = "The Authorization header has no bearer token, or one that is not (or no longer) accepted."
+
+    def __init__(self, reason: str = "no-token", detail: str | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
 class NotFound(RequestError):
     status = 404
     slug = "not-found"
@@ -122,6 +149,35 @@ class Conflict(RequestError):
     def __init__(self, detail: str | None = None, *, constraint: str | None = None) -> None:
         super().__init__(detail)
         self.constraint = constraint
+
+
+class PreconditionFailed(RequestError):
+    status = 412
+    slug = "precondition-failed"
+    title = "It has changed since"
+    meaning = "The ETag in `If-Match` is not the current one. Nothing was written. Read again, then decide."
+
+
+class PreconditionRequired(RequestError):
+    status = 428
+    slug = "precondition-required"
+    title = "Say which version you mean"
+    meaning = "This service asks for `If-Match` with the ETag last read, so that no change is lost unseen."
+
+
+class TooManyRequests(RequestError):
+    """Nothing was written. `reason` is a slug for logs and metrics, such as `bulk-busy`."""
+
+    status = 429
+    slug = "too-many-requests"
+    title = "Too many at once"
+    meaning = (
+        "More of this kind than is taken at a time. Nothing was written. Repeat after `Retry-After` seconds."
+    )
+
+    def __init__(self, reason: str, detail: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
+        self.reason = reason
 
 
 class Unavailable(RequestError):
@@ -150,15 +206,23 @@ class Refused(Unavailable):
 
 
 class OutcomeUnknown(RequestError):
-    """A write was sent and its answer was lost: it may or may not be stored."""
+    """A write was sent and its answer was lost: it may or may not be stored.
+
+    `retry_after_seconds` is given only where an Idempotency-Key makes the repeat safe.
+    """
 
     status = 504
     slug = "outcome-unknown"
     title = "The write was sent, but its outcome is unknown"
-    meaning = "The connection was lost between sending the write and its answer. Read before you repeat it."
+    meaning = (
+        "The connection was lost between sending the write and its answer. Read before you repeat it; with an "
+        "Idempotency-Key, repeat it as it was after `Retry-After` seconds."
+    )
 
-    def __init__(self, reason: str, detail: str | None = None) -> None:
-        super().__init__(detail)
+    def __init__(
+        self, reason: str, detail: str | None = None, *, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
         self.reason = reason
 
 

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InputFault, Invalid, NotFound, RequestError
+from ..errors import InputFault, Invalid, NotFound, RequestError, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED_FAULTS = 20
@@ -32,7 +32,7 @@ class Malformed(RequestError):
     status = 400
     slug = "malformed"
     title = "The request cannot be read"
-    meaning = "The body is not JSON in UTF-8, or it is nested too deeply."
+    meaning = "It is not HTTP as it has to be, or its body is not JSON in UTF-8 or is nested too deeply."
 
 
 class MethodNotAllowed(RequestError):
@@ -58,6 +58,13 @@ class UnsupportedMediaType(RequestError):
     slug = "unsupported-media-type"
     title = "The body is not JSON by its Content-Type"
     meaning = "Send the body as JSON, with `Content-Type: application/json`."
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    slug = "headers-too-large"
+    title = "The request's headers are too large"
+    meaning = "The request line and the headers together are over 32 KiB, or more than 100 headers were sent."
 
 
 class ProblemFault(BaseModel):
@@ -162,12 +169,19 @@ def headers_of(error: RequestError) -> dict[str, str]:
     headers = {"cache-control": "no-store"}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = _challenge(error)
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = ", ".join(error.allow)
     if isinstance(error, TooLarge):
         # The rest of the body is not worth reading, so the connection cannot be used again.
         headers["connection"] = "close"
     return headers
+
+
+def _challenge(error: Unauthenticated) -> str:
+    """RFC 6750, 3.1: a request without any token learns no error code; one with a bad token does."""
+    return "Bearer" if error.reason == "no-token" else 'Bearer error="invalid_token"'
 
 
 def answer(error: RequestError, request_id: str) -> Response:
