@@ -72,7 +72,7 @@ def test_no_exception_of_the_driver_is_left_unmapped(raised: type[Exception]):
         (asyncpg.PostgresSyntaxError(), "statement-refused", InternalFault, Repeat.NEVER),
         (asyncpg.ConnectionDoesNotExistError(), "connection-lost", Unavailable, Repeat.IF_REPEATABLE),
         (asyncpg.InterfaceError("connection is closed"), "connection-broken", Unavailable, Repeat.IF_REPEATABLE),
-        (asyncpg.InternalClientError("cannot switch to state 15"), "connection-broken", Unavailable, Repeat.IF_REPEATABLE),
+        (asyncpg.InternalClientError("state 15"), "connection-broken", Unavailable, Repeat.IF_REPEATABLE),
         (asyncpg.DataError("value out of int64 range"), "invalid-input", Invalid, Repeat.NEVER),
         (ConnectionRefusedError(), "connection-refused", Unavailable, Repeat.ALWAYS),
         (ConnectionResetError(), "connection-lost", Unavailable, Repeat.IF_REPEATABLE),
