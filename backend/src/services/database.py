@@ -20,14 +20,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ..errors import NestedAcquisition, Unavailable
 from ..models.base import make_engine
 from .connections import Connection, Connections, Limits
-from .faults import Diagnosis, Repeat, as_request_error, diagnose
+from .faults import Diagnosis, Repeat, as_request_error, concerns_database, diagnose
 from .health import Health, Schema
+from .lending import Lent, commit
 from .statements import Statement
 from .vitality import Observation, PoolObservation, SchemaObservation, Vitality
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Database", "Limits", "Observation", "PoolObservation", "Schema", "SchemaObservation"]
 
 T = TypeVar("T")
-
-_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, SQLAlchemyError)
 
 
 class _Holder:
@@ -209,20 +207,20 @@ class Database:
             await session.flush()
             committing = True
             await session.commit()
-        except _DRIVER_ERRORS as error:
+        except BaseException as error:
+            if not concerns_database(error):
+                if isinstance(error, Exception) and not isinstance(error, TimeoutError):
+                    await session.rollback()
+                else:
+                    # What is on the wire after a timeout or a cancellation is not known: nothing more is sent.
+                    await session.invalidate()
+                raise
             diagnosis = diagnose(error)
-            self._failed("session", diagnosis)
+            self._failed(diagnosis)
             await (session.invalidate() if diagnosis.lost else session.rollback())
             raise as_request_error(diagnosis, sent=committing, writing=not read_only) from _unexpected(
                 error, diagnosis
             )
-        except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, TimeoutError):
-                await session.rollback()
-            else:
-                # What is on the wire after a timeout or a cancellation is not known: nothing more is sent.
-                await session.invalidate()
-            raise
         finally:
             holder.active = False
             await session.close()
@@ -230,6 +228,12 @@ class Database:
     @asynccontextmanager
     async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Connection]:
         """The driver's connection inside BEGIN and COMMIT; rolled back on any error. Errors as in `session`."""
+        async with self._transaction(read_only, []) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _transaction(self, read_only: bool, met: list[Diagnosis]) -> AsyncIterator[Connection]:
+        """As `transaction`; what the database did to it is added to `met`."""
         holder = self._hold()
         deadline = time.monotonic() + self._limits.command_timeout_seconds
         try:
@@ -241,27 +245,21 @@ class Database:
         try:
             yield connection
             committing = True
-            await connection.execute("COMMIT")
-        except _DRIVER_ERRORS as error:
+            await commit(connection)
+        except BaseException as error:
+            if not concerns_database(error):
+                # What is on the wire after a timeout or a cancellation is not known: nothing more is sent.
+                clean = isinstance(error, Exception) and not isinstance(error, TimeoutError)
+                await self._give_back(connection, clean=clean)
+                raise
             diagnosis = diagnose(error)
-            self._failed("transaction", diagnosis)
+            met.append(diagnosis)
+            self._failed(diagnosis)
             await self._give_back(connection, clean=not diagnosis.lost)
             raise as_request_error(diagnosis, sent=committing, writing=not read_only) from _unexpected(
                 error, diagnosis
             )
-        except TimeoutError as error:
-            diagnosis = diagnose(error)
-            self._failed("transaction", diagnosis)
-            self._connections.discard(connection)
-            raise as_request_error(diagnosis, sent=committing, writing=not read_only) from None
-        except Exception:
-            await self._give_back(connection, clean=True)
-            raise
-        except BaseException:
-            self._connections.discard(connection)
-            raise
         else:
-            self._vitality.success("traffic")
             await self._give_back(connection, clean=True)
         finally:
             holder.active = False
@@ -274,21 +272,18 @@ class Database:
         deadline = time.monotonic() + self._limits.command_timeout_seconds
         attempt = 0
         while True:
-            seen: list[Diagnosis] = []
+            met: list[Diagnosis] = []
             try:
-                async with self.transaction() as connection:
-                    try:
-                        return await work(connection)
-                    except Exception as error:
-                        seen.append(diagnose(error))
-                        raise
+                async with self._transaction(read_only=False, met=met) as connection:
+                    return await work(connection)
             except Unavailable:
-                # Raised before COMMIT was sent, or by a COMMIT that the server answered by rolling back.
+                # Nothing was written: the fault came before COMMIT was sent, or the server answered it by rolling back.
                 attempt += 1
-                diagnosis = seen[0] if seen else None
-                if diagnosis is None or diagnosis.repeat is Repeat.NEVER:
-                    raise
-                if not await self._pause(diagnosis, attempt, deadline):
+                if (
+                    not met
+                    or met[0].repeat is Repeat.NEVER
+                    or not await self._pause(met[0], attempt, deadline)
+                ):
                     raise
                 if self._metrics is not None:
                     self._metrics.retry(name)
@@ -301,7 +296,7 @@ class Database:
                 await connection.execute(begin)
             except Exception as error:
                 diagnosis = diagnose(error)
-                self._failed("transaction", diagnosis)
+                self._failed(diagnosis)
                 self._connections.discard(connection)
                 # BEGIN changes nothing: a connection found dead by it costs only another one.
                 if diagnosis.repeat is Repeat.NEVER or time.monotonic() >= deadline:
@@ -315,7 +310,7 @@ class Database:
     async def _lend_to_session(self) -> Connection:
         deadline = time.monotonic() + self._limits.command_timeout_seconds
         connection = await self._connections.acquire(deadline)
-        return _Lent(connection, self)  # type: ignore[return-value]
+        return Lent(connection, self._give_back, self._connections.discard)  # type: ignore[return-value]
 
     async def _give_back(self, connection: Connection, *, clean: bool) -> None:
         """Returns a connection on which a caller's own statements ran, undoing whatever they left behind."""
@@ -333,6 +328,8 @@ class Database:
             if not isinstance(error, Exception):
                 raise
         else:
+            # Whoever was lent a connection has asked the database something, and it has answered.
+            self._vitality.success("traffic")
             await self._connections.release(connection)
 
     # -- what is known ---------------------------------------------------------------------------------------
@@ -380,7 +377,7 @@ class Database:
             self._metrics.error(diagnosis.reason)
             self._metrics.statement(name, time.monotonic() - started, "error")
 
-    def _failed(self, name: str, diagnosis: Diagnosis) -> None:
+    def _failed(self, diagnosis: Diagnosis) -> None:
         if self._metrics is not None:
             self._metrics.error(diagnosis.reason)
         if diagnosis.lost:
@@ -396,42 +393,6 @@ class Database:
             return False
         await asyncio.sleep(pause)
         return True
-
-
-class _Lent:
-    """A pool's connection as SQLAlchemy may have it: closing gives it back.
-
-    SQLAlchemy sets its JSON codecs on every connection it is given, and each setting wipes asyncpg's statement
-    cache; our columns need none, so that is ignored.
-    """
-
-    __slots__ = ("_connection", "_database", "_returned")
-
-    def __init__(self, connection: Connection, database: Database) -> None:
-        self._connection = connection
-        self._database = database
-        self._returned = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    async def set_type_codec(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def is_closed(self) -> bool:
-        return self._returned or self._connection.is_closed()
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        if self._returned:
-            return
-        self._returned = True
-        # SQLAlchemy closes with a timeout only when it wants the connection gone.
-        await self._database._give_back(self._connection, clean=timeout is None)
-
-    def terminate(self) -> None:
-        if not self._returned:
-            self._returned = True
-            self._database._connections.discard(self._connection)
 
 
 def _may_repeat(diagnosis: Diagnosis, repeatable: bool) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import traceback
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -136,6 +137,20 @@ def unwrap(error: BaseException) -> BaseException:
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig.__cause__ or error.orig
     return error
+
+
+_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, SQLAlchemyError)
+
+
+def concerns_database(error: BaseException) -> bool:
+    """Whether the database or the way to it is at fault, and not the code that uses a connection.
+
+    A timeout or another error of the network has the same class whoever raises it: the driver's went through it.
+    """
+    if isinstance(error, _DRIVER_ERRORS):
+        return True
+    frames = traceback.walk_tb(error.__traceback__) if isinstance(error, OSError) else ()
+    return any(frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in frames)
 
 
 def diagnose(error: BaseException) -> Diagnosis:

@@ -1,6 +1,7 @@
 """The database service on a healthy PostgreSQL: statements, sessions, transactions, one budget of connections."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -12,7 +13,16 @@ from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from src.config.database import ConnectionSettings, parse
-from src.errors import Conflict, Invalid, NestedAcquisition, OutcomeUnknown, Overloaded, Refused, Unavailable
+from src.errors import (
+    Conflict,
+    InternalFault,
+    Invalid,
+    NestedAcquisition,
+    OutcomeUnknown,
+    Overloaded,
+    Refused,
+    Unavailable,
+)
 from src.models import Task, User
 from src.services.database import Database, Limits
 from src.services.statements import Statement
@@ -260,6 +270,63 @@ async def test_deadlocks_are_repeated_as_a_whole_and_both_callers_succeed(databa
 
     await asyncio.gather(swap(*users), swap(*reversed(users)))
     assert attempts == 3
+
+
+async def test_a_commit_that_cannot_be_serialized_is_repeated_as_a_whole(database: Database):
+    async with database.transaction() as connection:
+        await connection.execute(
+            """
+            CREATE SEQUENCE commits;
+            CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN
+                IF nextval('commits') = 1 THEN RAISE serialization_failure; END IF; RETURN NULL;
+            END $$;
+            CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON users
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail_once()
+            """
+        )
+    attempts = 0
+
+    async def work(connection) -> None:
+        nonlocal attempts
+        attempts += 1
+        await connection.execute("INSERT INTO users (email) VALUES ('ana@example.com')")
+
+    await database.atomically(work)
+    assert attempts == 2
+    assert await database.value(COUNT_USERS) == 1
+
+
+async def test_a_transaction_whose_failed_statement_was_passed_over_does_not_seem_committed(
+    database: Database,
+):
+    with pytest.raises(InternalFault):
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO users (email) VALUES ('ana@example.com')")
+            with contextlib.suppress(asyncpg.PostgresError):
+                await connection.execute("SELECT 1 / 0")
+    assert await database.value(COUNT_USERS) == 0
+    assert database.observe().pool.in_use == 0
+
+
+async def test_a_session_whose_failed_statement_was_passed_over_does_not_seem_committed(database: Database):
+    with pytest.raises(InternalFault):
+        async with database.session() as session:
+            await session.exec(text("INSERT INTO users (email) VALUES ('ana@example.com')"))
+            with contextlib.suppress(sa.exc.DBAPIError):
+                await session.exec(text("SELECT 1 / 0"))
+    assert await database.value(COUNT_USERS) == 0
+    assert database.observe().pool.in_use == 0
+
+
+@pytest.mark.parametrize("kind", ["session", "transaction"])
+async def test_what_a_session_or_transaction_heard_is_evidence(database: Database, kind: str):
+    await asyncio.sleep(0.2)
+    async with getattr(database, kind)() as access:
+        await _execute(access, "SELECT 1")
+    seen = database.observe()
+    assert seen.evidence == "traffic"
+    assert seen.evidence_age_seconds < 0.2
 
 
 async def test_cancelled_callers_leak_nothing(small: Database, database_url: str):

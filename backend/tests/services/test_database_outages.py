@@ -6,10 +6,13 @@ import io
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from sqlmodel import text
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from clusters import Proxy, resolving
 from src.config.database import ConnectionSettings, parse
@@ -215,6 +218,40 @@ async def test_n6_a_name_that_does_not_resolve_is_503_and_is_looked_up_anew_late
         with resolving({"database.example.com": "127.0.0.1"}):
             await until(lambda: database.observe().status == "up", seconds=3.0)
             assert await database.value(ECHO, x="x") == "x"
+
+
+@pytest.mark.parametrize("kind", ["session", "transaction"])
+@pytest.mark.parametrize("what", [Proxy.black_hole, Proxy.freeze])
+async def test_work_in_a_transaction_that_falls_silent_is_503_and_a_silent_commit_is_unknown(
+    proxied: Database, proxy: Proxy, kind: str, what: Callable[[Proxy], None]
+):
+    for fault, sent in ((Unavailable, False), (OutcomeUnknown, True)):
+        with pytest.raises(fault) as caught:
+            async with getattr(proxied, kind)() as access:
+                await execute(access, "INSERT INTO users (email) VALUES ('ana@example.com')")
+                what(proxy)
+                if not sent:
+                    await execute(access, "SELECT 1")
+        assert caught.value.reason == "timeout"
+        assert proxied.observe().status == "down"
+        proxy.heal()
+        proxy.thaw()
+        await until(lambda: proxied.observe().status == "up")
+    await until(lambda: proxied.observe().pool.in_use == 0)
+
+
+@pytest.mark.parametrize("kind", ["session", "transaction"])
+async def test_a_timeout_of_the_callers_own_says_nothing_about_the_database(proxied: Database, kind: str):
+    with pytest.raises(TimeoutError):
+        async with getattr(proxied, kind)() as access:
+            async with asyncio.timeout(0.1):
+                await execute(access, "SELECT pg_sleep(1)")
+    assert proxied.observe().status == "up"
+    await until(lambda: proxied.observe().pool.in_use == 0)
+
+
+async def execute(access: Any, statement: str) -> None:
+    await (access.exec(text(statement)) if isinstance(access, AsyncSession) else access.execute(statement))
 
 
 # The database
