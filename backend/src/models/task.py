@@ -1,9 +1,9 @@
 """A task: what somebody wants done. The table, and the shapes that come in and go out."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from uuid import UUID
 
-from pydantic import StrictBool, StringConstraints
+from pydantic import Discriminator, StrictBool, StrictInt, StringConstraints
 from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, Index, Integer, Uuid, text
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TITLE_MAX_LENGTH: Final = 255
 DESCRIPTION_MAX_LENGTH: Final = 10_000
+# Far from the column's bound, so that an imported task can still be changed a billion times.
+VERSION_MAX: Final = 1_000_000_000
 
 Title = Annotated[str, StringConstraints(min_length=1, max_length=TITLE_MAX_LENGTH), STORABLE, NOT_BLANK]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX_LENGTH), STORABLE]
@@ -95,6 +97,10 @@ class TaskUpdate(Base):
         return self.model_dump(exclude_unset=True)
 
 
+class TaskPut(TaskCreate):
+    """A task as it is to be from now on: what is absent takes its default, as in a new task."""
+
+
 class TaskRead(Base):
     """A task as it is shown. The fields stand in the order in which PostgreSQL writes them."""
 
@@ -106,3 +112,75 @@ class TaskRead(Base):
     version: int
     created_at: Timestamp
     updated_at: Timestamp
+
+
+# Many at once. An ETag is written here as `services.tasks` gives it: without the quotes of the header.
+
+BATCH_MAX_OPERATIONS: Final = 1_000
+
+ETag = Annotated[str, StringConstraints(min_length=1, max_length=64), STORABLE]
+
+
+class CreateOperation(Base):
+    """`id` may be chosen, so that a later operation of the same batch can name the task."""
+
+    op: Literal["create"]
+    id: UUID = Field(default_factory=new_id)
+    task: TaskCreate
+
+
+class UpdateOperation(Base):
+    """With `if_match` only the version that bears this ETag is changed."""
+
+    op: Literal["update"]
+    id: UUID
+    task: TaskUpdate
+    if_match: ETag | None = None
+
+
+class DeleteOperation(Base):
+    """With `if_match` only the version that bears this ETag is deleted."""
+
+    op: Literal["delete"]
+    id: UUID
+    if_match: ETag | None = None
+
+
+TaskOperation = Annotated[CreateOperation | UpdateOperation | DeleteOperation, Discriminator("op")]
+
+
+class TaskBatch(Base):
+    """Operations that are all done, in their order, or none of them."""
+
+    operations: list[TaskOperation] = Field(min_length=1, max_length=BATCH_MAX_OPERATIONS)
+
+
+class OperationResult(Base):
+    """What became of one operation: the task as that operation left it; nothing is left of a deleted one."""
+
+    op: Literal["create", "update", "delete"]
+    id: UUID
+    etag: str | None
+    task: TaskRead | None
+
+
+class TaskBatchRead(Base):
+    """One result for each operation, in their order."""
+
+    results: list[OperationResult]
+
+
+Version = Annotated[StrictInt, Field(ge=1, le=VERSION_MAX)]
+
+
+class TaskImport(TaskCreate):
+    """A line of an import. A line of an export is one, and gives the same task in whoever's account it lands.
+
+    `user_id` is taken and not used: what is imported belongs to whoever imports it.
+    """
+
+    id: UUID = Field(default_factory=new_id)
+    user_id: UUID | None = None
+    version: Version = 1
+    created_at: Timestamp | None = None
+    updated_at: Timestamp | None = None
