@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import NoDecode
 
 from ..errors import Fault
 
@@ -43,12 +47,32 @@ def explain(detail: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> list[
             problem = f"has to be at most {context['le']:g}."
         case "proxies":
             problem, remedy = f"has to be {PROXIES}.", "Leave it out to trust nobody."
+        case "name":
+            problem = "has to be a printable text of 512 characters at most."
         case _:
             problem = "is not a usable value."
     return [Fault(name.upper(), problem, remedy)]
 
 
-def network(text: str) -> str | None:
+def _networks(value: object) -> object:
+    members = value.split(",") if isinstance(value, str) else value
+    if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
+        raise PydanticCustomError("proxies", "is not a list of networks")
+    networks = [_network(member.strip()) for member in members if member.strip()]
+    if None in networks:
+        raise PydanticCustomError("proxies", "holds something that is neither an IP address nor a network")
+    return tuple(networks)
+
+
+TrustedProxies = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_networks),
+    Field(description=f"Whose X-Forwarded-* headers are believed: {PROXIES}. Unset: nobody's."),
+]
+
+
+def _network(text: str) -> str | None:
     try:
         return str(ip_network(text, strict=False))
     except ValueError:
@@ -70,5 +94,7 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(value)
+        if all(isinstance(member, str) for member in value):
+            return ",".join(value)
+        return json.dumps([member.document() for member in value])
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from ..errors import ConfigurationError
 from .findings import as_text
+from .redaction import MASK
 from .settings import BACKEND, Settings, migration_connection, require_database
 
 NEON_EXAMPLE = "postgresql://USER:PASSWORD@ep-NAME-pooler.REGION.aws.neon.tech/DATABASE?sslmode=require&channel_binding=require"
@@ -127,12 +128,14 @@ def _safe(settings: Settings, name: str) -> str:
     value = getattr(settings, name)
     if not isinstance(value, SecretStr):
         return "" if value is None else as_text(value)
+    if not name.startswith("database_"):
+        return MASK
     if name == "database_migration_url":
         return migration_connection(settings).redacted()
     try:
         return require_database(settings).redacted()
     except ConfigurationError:
-        return "***"
+        return MASK
 
 
 def _wrapped(text: str) -> list[str]:
@@ -158,11 +161,13 @@ def _default(field: FieldInfo) -> str:
 
 def _hint(field: FieldInfo) -> str:
     values = _values(field)
-    return f"({values})" if values not in {"text", "path", "address"} else ""
+    return f"({values})" if values not in {"text", "path", "address", "secret"} else ""
 
 
 def _values(field: FieldInfo) -> str:
     """What may stand there: the words, or the kind and its bounds."""
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["values"])
     kinds = [kind for kind in _members(field.annotation) if kind is not NoneType]
     kind = kinds[0]
     if get_origin(kind) is Literal:

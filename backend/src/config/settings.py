@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -20,7 +20,6 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
@@ -28,7 +27,18 @@ from pydantic_settings import (
 
 from ..errors import ConfigurationError, Fault
 from .database import ConnectionSettings, PoolerSetting, parse
-from .findings import PROXIES, as_text, explain, file_problem, network
+from .findings import TrustedProxies, as_text, explain, file_problem
+from .identity import (
+    AuthIssuers,
+    AuthLeeway,
+    AuthOwnIssuer,
+    AuthPassthroughIssuer,
+    AuthSharedAudience,
+    AuthSharedIssuer,
+    AuthSharedSecretStr,
+    SigningKeysSecretStr,
+    faults_of,
+)
 
 BACKEND = Path(__file__).resolve().parents[2]
 ENV_FILE = BACKEND / ".env"
@@ -151,15 +161,21 @@ class Settings(BaseSettings):
         default="auto",
         description="console for people, json for machines; auto is console on a terminal, else json.",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description=f"Whose X-Forwarded-* headers are believed: {PROXIES}. Unset: nobody's."
-    )
+    trusted_proxies: TrustedProxies = ()
     max_body_bytes: int = Field(
         default=65536,
         ge=1024,
         le=1 << 30,
         description="The largest request body that is read, in bytes; more is a 413.",
     )
+    auth_issuers: AuthIssuers = ()
+    auth_shared_secret: AuthSharedSecretStr = None
+    auth_shared_issuer: AuthSharedIssuer = None
+    auth_shared_audience: AuthSharedAudience = None
+    auth_passthrough_issuer: AuthPassthroughIssuer = None
+    auth_own_issuer: AuthOwnIssuer = "groundwork"
+    auth_leeway_seconds: AuthLeeway = 30.0
+    signing_keys: SigningKeysSecretStr = None
     drain_grace_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -191,19 +207,6 @@ class Settings(BaseSettings):
     def _placed(cls, value: Path | None) -> Path | None:
         # A service's working directory is an accident; backend/, where .env lies, is not.
         return None if value is None else BACKEND / value.expanduser()
-
-    @field_validator("trusted_proxies", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        members = value.split(",") if isinstance(value, str) else value
-        if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
-            raise PydanticCustomError("proxies", "is not a list of networks")
-        networks = [network(member.strip()) for member in members if member.strip()]
-        if None in networks:
-            raise PydanticCustomError(
-                "proxies", "holds something that is neither an IP address nor a network"
-            )
-        return tuple(networks)
 
     @field_validator("database_url", "database_migration_url")
     @classmethod
@@ -263,7 +266,7 @@ def load_settings(**overrides: Any) -> Settings:
         for detail in error.errors(include_url=False, include_input=False):
             faults += explain(detail, Settings.model_fields)
     if settings is not None:
-        faults += _certificate_faults(settings)
+        faults += [*_certificate_faults(settings), *faults_of(settings)]
     if settings is None or faults:
         # Outside the handlers above, so that no exception with an input in it hangs on this one.
         raise ConfigurationError(faults)
