@@ -40,6 +40,7 @@ LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 HEALTH_STATES = ("starting", "up", "asleep", "down")
 LAG_INTERVAL_SECONDS = 0.5
 LAG_SAMPLES = 20
+_OPEN_METRICS = "application/openmetrics-text"
 
 
 class DatabaseMetrics(Protocol):
@@ -219,7 +220,9 @@ class Metrics:
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition text and its content type, in the dialect that the scraper's Accept asks for."""
-        encode, content_type = choose_encoder(accept)
+        # The library parses versions that a client made up, and fails on some; which dialect is all we let it say.
+        offered = {part.partition(";")[0].strip() for part in accept.split(",")}
+        encode, content_type = choose_encoder(_OPEN_METRICS if _OPEN_METRICS in offered else "")
         if not self.multiprocess:
             return encode(self.registry), content_type
         registry = CollectorRegistry()

@@ -242,6 +242,17 @@ async def test_metrics_are_valid_in_both_dialects(client: httpx.AsyncClient) -> 
     assert found["groundwork_health_check_duration_seconds_count", answered] == 1
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+@pytest.mark.parametrize("version", ["a.b.c", "1", "", "9.9.9;escaping=none", "1.0.0-"])
+async def test_metrics_are_given_whatever_version_is_asked_for(
+    client: httpx.AsyncClient, kind: str, version: str
+) -> None:
+    answer = await client.get("/metrics", headers={"accept": f"{kind};version={version}"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(f"{kind}; version=")
+    assert "9.9.9" not in answer.headers["content-type"]
+
+
 async def test_requests_are_counted_by_template_and_never_by_path(client: httpx.AsyncClient) -> None:
     secret = "/users/0199f0c2-ada@example.com"
     for path in (secret, "/problems/not-found", "/problems/conflict", "/problems/nothing-of-the-kind"):
