@@ -236,6 +236,11 @@ class _Adopted(logging.Handler):
             writer.msg(line)
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    """Alembic opens every run with its dialect and its mode, whether there is anything to migrate or not."""
+    return not str(record.msg).startswith(("Context impl ", "Will assume "))
+
+
 def _adopt_standard_library(threshold: int) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -256,6 +261,7 @@ def _adopt_standard_library(threshold: int) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(max(threshold, _AT_LEAST.get(name, 0)))
+    logging.getLogger("alembic.runtime.migration").addFilter(_says_something)
     # uvicorn's access log prints query strings, and tokens in them; a request has its own line from our middleware.
     access = logging.getLogger("uvicorn.access")
     access.handlers.clear()

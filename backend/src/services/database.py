@@ -117,11 +117,14 @@ class Database:
     async def open(self) -> None:
         """Tries to connect once, and goes on trying in the background where waiting may help.
 
+        A migration that is due begins, and is waited for up to one connect timeout.
+
         Raises `DatabaseRefused` when the first attempt met a wrong password, an unknown database or a rejected
         certificate, and `ConfigurationError` when a certificate file cannot be read: waiting does not mend these.
         """
         try:
             await self._connections.open(self._health.greet)
+            await self._health.settle(self._limits.connect_timeout_seconds)
         except BaseException:
             await self.close()
             raise

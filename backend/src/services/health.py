@@ -60,6 +60,11 @@ class Health:
         self._check: asyncio.Task[None] | None = None
         self._migrator: asyncio.Task[None] | None = None
 
+    async def settle(self, seconds: float) -> None:
+        """Waits for a migration that start-up has begun, so that what follows meets its tables."""
+        if self._migrator is not None:
+            await asyncio.wait({self._migrator}, timeout=seconds)
+
     async def close(self) -> None:
         tasks = [task for task in (self._check, self._migrator) if task is not None]
         for task in tasks:

@@ -410,7 +410,7 @@ async def test_c2_a_rotated_password_is_503_at_run_time_and_recovers_when_mended
 async def test_start_up_migrates_an_empty_database(empty_database_url: str):
     connection = parse(empty_database_url)
     async with Database(connection, schema=CodeRevision(connection), migrate=True) as database:
-        await until(lambda: database.observe().ready)
+        assert database.observe().ready
         assert database.observe().schema.status == "current"
         assert await database.value(COUNT_USERS) == 0
 

@@ -404,6 +404,7 @@ async def test_alembic_speaks_through_logging_only(
     configure("info", "json", lines)
     await schema.create_tables(empty)
     assert "Running upgrade" in lines.getvalue()
+    assert "Context impl" not in lines.getvalue()
     assert capfd.readouterr() == ("", "")
 
 
