@@ -38,6 +38,7 @@ from .link import (
     SUPERVISOR,
     Leave,
 )
+from .protocol import HttpProtocol
 
 _HELP_SECONDS = 0.05
 _FIRST_REQUEST_SECONDS = 0.5
@@ -340,7 +341,7 @@ def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         interface="asgi3",
         lifespan="on",
