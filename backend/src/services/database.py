@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import asyncpg
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from ..errors import NestedAcquisition, Unavailable
+from ..errors import NestedAcquisition, OutcomeUnknown, RequestError, Unavailable
 from ..models.base import make_engine
 from .connections import Connection, Connections, Limits
 from .faults import Diagnosis, Repeat, as_request_error, concerns_database, diagnose
@@ -155,30 +155,43 @@ class Database:
         """Runs one autocommitted statement within one deadline.
 
         Repeated where that can do no harm: nothing was sent, the server rolled it back, or the statement is
-        repeatable. A write that was sent and lost its answer raises `OutcomeUnknown`.
+        repeatable. A write that was sent and lost its answer raises `OutcomeUnknown`, also when what was lost
+        is the first attempt of several.
         """
         self._refuse_nesting()
         arguments = statement.arguments(values)
         started = time.monotonic()
         deadline = started + self._limits.command_timeout_seconds
         attempt = 0
+        unanswered: Diagnosis | None = None
         while True:
-            connection = await self._connections.acquire(deadline)
             try:
-                # One millisecond at least: asyncpg takes a bound that has passed for a programming error.
-                left = max(deadline - time.monotonic(), 0.001)
-                result = await getattr(connection, fetch)(statement.sql, *arguments, timeout=left)
+                connection = await self._connections.acquire(deadline)
+            except Unavailable:
+                if unanswered is None:
+                    raise
+                raise _told(statement, unanswered, unanswered) from None
+            # One millisecond at least: asyncpg takes a bound that has passed for a programming error.
+            left = max(deadline - time.monotonic(), 0.001)
+            bound = min(left, statement.within_seconds or left)
+            try:
+                result = await getattr(connection, fetch)(statement.sql, *arguments, timeout=bound)
             except Exception as error:
+                if bound < left and isinstance(error, TimeoutError):
+                    # The server is asked to stop it. That it took long says nothing against the server.
+                    self._connections.discard(connection)
+                    self._count(statement.name, started, _TOO_SLOW)
+                    raise as_request_error(_TOO_SLOW, sent=True, writing=False) from None
                 diagnosis = diagnose(error)
                 await self._take_back(connection, diagnosis)
                 attempt += 1
                 self._count(statement.name, started, diagnosis)
+                if statement.writes and diagnosis.repeat is Repeat.IF_REPEATABLE:
+                    unanswered = diagnosis
                 if not _may_repeat(diagnosis, statement.repeatable) or not await self._pause(
                     diagnosis, attempt, deadline
                 ):
-                    raise as_request_error(
-                        diagnosis, sent=True, writing=not statement.repeatable
-                    ) from _unexpected(error, diagnosis)
+                    raise _told(statement, diagnosis, unanswered) from _unexpected(error, diagnosis)
                 if self._metrics is not None:
                     self._metrics.retry(statement.name)
             except BaseException:
@@ -396,6 +409,16 @@ class Database:
             return False
         await asyncio.sleep(pause)
         return True
+
+
+_TOO_SLOW = Diagnosis("statement-timeout", Unavailable)
+
+
+def _told(statement: Statement, diagnosis: Diagnosis, unanswered: Diagnosis | None) -> RequestError:
+    """What the caller is told of the last attempt, when an earlier one may have written."""
+    if unanswered is None or not issubclass(diagnosis.becomes, Unavailable):
+        return as_request_error(diagnosis, sent=True, writing=statement.writes)
+    return OutcomeUnknown(unanswered.reason, retry_after_seconds=1 if statement.repeatable else None)
 
 
 def _may_repeat(diagnosis: Diagnosis, repeatable: bool) -> bool:

@@ -20,12 +20,25 @@ class Statement:
 
     `build` returns the SQLAlchemy expression (called once, on first use, so that importing costs nothing).
     `repeatable` says that running it twice does no harm: reads are, writes are not unless they say so.
-    Constants inside the expression (a LIMIT, a literal) are bound along with the named parameters.
+    `writes` tells a write that may be repeated from a read: when its answer is lost for good, the outcome is
+    not known. `within_seconds` bounds a read whose cost its parameters decide; past it, `Unavailable`
+    (`statement-timeout`). Constants inside the expression (a LIMIT, a literal) are bound along with the named
+    parameters.
     """
 
-    def __init__(self, name: str, build: Callable[[], ClauseElement], *, repeatable: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], ClauseElement],
+        *,
+        repeatable: bool,
+        writes: bool | None = None,
+        within_seconds: float | None = None,
+    ) -> None:
         self.name = name
         self.repeatable = repeatable
+        self.writes = not repeatable if writes is None else writes
+        self.within_seconds = within_seconds
         self._build = build
 
     def __repr__(self) -> str:
