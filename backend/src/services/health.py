@@ -12,8 +12,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+import asyncpg
+
 from ..config.logging import get_logger
-from ..errors import DatabaseRefused, RequestError
+from ..errors import DatabaseRefused, OutcomeUnknown, RequestError, Unavailable
 from .connections import Connection, Connections
 from .faults import diagnose
 from .vitality import Observation, SchemaObservation, Vitality
@@ -25,6 +27,8 @@ _SCHEMA_EVIDENCE_SECONDS = 10.0
 # A check that got no answer for so long says so; the budget of a Kubernetes probe is of this size.
 _CHECK_SECONDS = 1.5
 _MIGRATION_RETRY_SECONDS = 10.0
+# A server that says so about the table of the revision is there and answers; only the revision stays unknown.
+_UNREADABLE = frozenset({"insufficient-privilege", "schema-mismatch"})
 
 
 class Schema(Protocol):
@@ -55,6 +59,7 @@ class Health:
         self._schema = schema
         self._migration_due = migrate and schema is not None
         self._migration_reason: str | None = None
+        self._unreadable_reason: str | None = None
         self._schema_seen = SchemaObservation("unknown", None, schema.expected if schema else "")
         self._schema_seen_at = float("-inf")
         self._check: asyncio.Task[None] | None = None
@@ -80,7 +85,7 @@ class Health:
         ready = status in ("up", "asleep")
         if ready and self._schema is not None and schema.status not in ("current", "ahead"):
             ready = False
-            reason = self._migration_reason or f"schema-{schema.status}"
+            reason = self._migration_reason or self._unreadable_reason or f"schema-{schema.status}"
         elif ready and schema.status == "ahead":
             reason = "schema-ahead"
         return Observation(
@@ -152,7 +157,19 @@ class Health:
         if self._schema is None:
             await connection.fetchval("SELECT 1")
             return
-        seen = await self._schema.inspect(connection)
+        try:
+            seen = await self._schema.inspect(connection)
+        except asyncpg.PostgresError as error:
+            reason = diagnose(error).reason
+            if reason not in _UNREADABLE:
+                raise
+            if reason != self._unreadable_reason:
+                log.warning("schema.unreadable", reason=reason, expected=self._schema.expected)
+            # What was seen before stays: a right taken from this one table stops no request.
+            self._unreadable_reason = reason
+            self._schema_seen_at = time.monotonic()
+            return
+        self._unreadable_reason = None
         if seen.status != self._schema_seen.status:
             log.info("schema.seen", status=seen.status, found=seen.found, expected=seen.expected)
         self._schema_seen = replace(seen, seen_at=datetime.now(UTC))
@@ -184,6 +201,10 @@ class Health:
                 # Waiting does not mend it, but an operator may, while this process goes on.
                 self._migration_reason = refusal.reason
                 log.error("schema.migration_refused", reason=refusal.reason, detail=str(refusal))  # noqa: TRY400
+            except (Unavailable, OutcomeUnknown) as error:
+                # A right, a lock, a read-only or a lost server: its name says all, a traceback would say less.
+                self._migration_reason = "migration-failed"
+                log.error("schema.migration_failed", reason=error.reason, detail=str(error))  # noqa: TRY400
             except Exception as error:
                 diagnosis = diagnose(error)
                 self._migration_reason = "migration-failed"

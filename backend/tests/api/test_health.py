@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -145,6 +147,38 @@ async def test_an_empty_database_is_migrated_at_the_start_and_then_ready(
 ) -> None:
     async with serve(create_app(load_settings(database_url=empty_database_url))) as client:
         assert (await until(client, 200)).json()["status"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("REVOKE CREATE ON SCHEMA public FROM PUBLIC", "insufficient-privilege"),
+        ("DROP SCHEMA public", "schema-missing"),
+        ("CREATE TABLE alembic_version (something integer)", "schema-mismatch"),
+    ],
+)
+async def test_a_migration_that_cannot_be_made_is_one_line_that_names_the_cause(
+    empty_database_url: str, serve: Serve, log: Log, statement: str, reason: str
+) -> None:
+    owner = await asyncpg.connect(empty_database_url)
+    role = f"app_{time.monotonic_ns()}"
+    await owner.execute(statement)
+    await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'")
+    if reason == "schema-mismatch":
+        await owner.execute(f"GRANT SELECT ON alembic_version TO {role}")
+    try:
+        url = f"postgresql://{role}:pw@{empty_database_url.rpartition('@')[2]}"
+        async with serve(create_app(load_settings(database_url=url))) as client:
+            body = (await until(client, 200, seconds=1)).json()
+        assert body == {"status": "not_ready", "database": "up", "reason": "migration-failed"}
+        lines = [json.loads(line) for line in log.text.splitlines()]
+        [failed] = [line for line in lines if line["event"] == "schema.migration_failed"]
+        assert failed["reason"] == reason
+        assert "exception" not in failed
+    finally:
+        await owner.execute(f"DROP OWNED BY {role}")
+        await owner.execute(f"DROP ROLE {role}")
+        await owner.close()
 
 
 async def test_an_unknown_newer_schema_is_ready_with_a_warning(

@@ -224,6 +224,32 @@ async def test_a_read_only_server_is_ready_and_says_so(private_postgres: Callabl
         assert seen.read_only
 
 
+async def test_a_revision_that_may_not_be_read_is_told_and_is_no_outage(
+    database_url: str,
+):
+    owner = await asyncpg.connect(database_url)
+    name = f"app_{time.monotonic_ns()}"
+    await owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'pw'")
+    try:
+        connection = parse(f"postgresql://{name}:pw@{database_url.rpartition('@')[2]}")
+        async with Database(connection, schema=CodeRevision(connection)) as database:
+            seen = await database.check()
+            assert (seen.status, seen.ready, seen.reason) == ("up", False, "insufficient-privilege")
+            assert await database.value(ECHO, x="x") == "x"
+            await owner.execute(f"GRANT SELECT ON alembic_version TO {name}")
+            await until(database, lambda seen: seen.ready, 3)
+            # Once it is known, a right lost later does not take a working service away.
+            await owner.execute(f"REVOKE SELECT ON alembic_version FROM {name}")
+            await kill_backends(database_url)
+            assert await database.value(ECHO, x="x") == "x"
+            assert (await database.check()).ready
+    finally:
+        owner = await asyncpg.connect(database_url)
+        await owner.execute(f"DROP OWNED BY {name}")
+        await owner.execute(f"DROP ROLE {name}")
+        await owner.close()
+
+
 async def test_the_time_of_the_evidence_is_its_own_and_not_the_question_s(passive: Database):
     await passive.value(ECHO, x="x")
     first = passive.observe().evidence_at
