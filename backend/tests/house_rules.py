@@ -176,7 +176,7 @@ def routers_never_import_each_other(source: Source) -> Iterator[Finding]:
 
 
 NOUNS = ("users", "tasks", "identity")
-_OF_NOUNS = {"database", "statements", "metrics", "paging"}
+_OF_NOUNS = {"database", "statements", "metrics", "ownership", "paging"}
 
 
 def nouns_use_no_sibling(source: Source) -> Iterator[Finding]:

@@ -1,6 +1,8 @@
 """The shape of data, in rows and on the wire. Importing it makes `SQLModel.metadata` whole."""
 
+from . import isolation
 from .base import Base, make_engine, metadata
+from .kept_answer import KeptAnswer
 from .task import (
     CreateOperation,
     DeleteOperation,
@@ -16,12 +18,14 @@ from .task import (
     TaskUpdate,
     UpdateOperation,
 )
-from .user import User, UserCreate, UserRead
+from .user import DeletedUser, User, UserCreate, UserRead
 
 __all__ = [
     "Base",
     "CreateOperation",
     "DeleteOperation",
+    "DeletedUser",
+    "KeptAnswer",
     "OperationResult",
     "Task",
     "TaskBatch",
@@ -36,6 +40,7 @@ __all__ = [
     "User",
     "UserCreate",
     "UserRead",
+    "isolation",
     "make_engine",
     "metadata",
 ]

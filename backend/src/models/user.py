@@ -1,12 +1,13 @@
-"""A user: who owns tasks. The table, and the shapes that come in and go out."""
+"""A user: who owns tasks. The tables, and the shapes that come in and go out."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
-from sqlalchemy import CheckConstraint, UniqueConstraint, Uuid, text
+from sqlalchemy import CheckConstraint, DateTime, UniqueConstraint, Uuid, func, text
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
@@ -55,7 +56,11 @@ _ASCII: Final[Any] = SqlText(collation="C")
 
 
 class User(Stamped, table=True):
-    """The table `users`. Its `tasks` are loaded only when asked for (`selectinload(User.tasks)`)."""
+    """The table `users`. Its `tasks` are loaded only when asked for (`selectinload(User.tasks)`).
+
+    Accounts of our own have an e-mail. A user whose identity comes from elsewhere may have none: their issuer
+    told none, or another user has it.
+    """
 
     __tablename__ = "users"
     __table_args__ = (
@@ -74,7 +79,7 @@ class User(Stamped, table=True):
         sa_type=Uuid,
         sa_column_kwargs={"server_default": text("gen_random_uuid()")},
     )
-    email: str = Field(sa_type=_ASCII, nullable=False)
+    email: str | None = Field(default=None, sa_type=_ASCII, nullable=True)
 
     tasks: list["Task"] = Relationship(
         back_populates="user",
@@ -84,6 +89,20 @@ class User(Stamped, table=True):
             "lazy": "raise",
             "order_by": "Task.created_at.desc(), Task.id.desc()",
         },
+    )
+
+
+class DeletedUser(Base, table=True):
+    """The table `deleted_users`: who was deleted, filled by a trigger, so that no old token makes them again."""
+
+    __tablename__ = "deleted_users"
+
+    id: UUID = Field(primary_key=True, sa_type=Uuid)
+    deleted_at: datetime = Field(
+        default=None,
+        sa_type=DateTime(timezone=True),
+        nullable=False,
+        sa_column_kwargs={"server_default": func.now()},
     )
 
 
@@ -97,6 +116,6 @@ class UserRead(Base):
     """A user as it is shown. The fields stand in the order in which PostgreSQL writes them."""
 
     id: UUID
-    email: str
+    email: str | None
     created_at: Timestamp
     updated_at: Timestamp
