@@ -39,6 +39,7 @@ from .identity import (
     SigningKeysSecretStr,
     faults_of,
 )
+from .requests import BatchBytes, BodyBytes, CorsOrigins, IdempotencyHours, ImportBytes, RequireIfMatch
 
 BACKEND = Path(__file__).resolve().parents[2]
 ENV_FILE = BACKEND / ".env"
@@ -162,12 +163,12 @@ class Settings(BaseSettings):
         description="console for people, json for machines; auto is console on a terminal, else json.",
     )
     trusted_proxies: TrustedProxies = ()
-    max_body_bytes: int = Field(
-        default=65536,
-        ge=1024,
-        le=1 << 30,
-        description="The largest request body that is read, in bytes; more is a 413.",
-    )
+    max_body_bytes: BodyBytes = 64 << 10
+    max_batch_bytes: BatchBytes = 2 << 20
+    max_import_bytes: ImportBytes = 64 << 20
+    cors_origins: CorsOrigins = ()
+    require_if_match: RequireIfMatch = False
+    idempotency_hours: IdempotencyHours = 24
     auth_issuers: AuthIssuers = ()
     auth_shared_secret: AuthSharedSecretStr = None
     auth_shared_issuer: AuthSharedIssuer = None
