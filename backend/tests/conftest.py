@@ -26,6 +26,7 @@ from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
 from src.services import embedded_place
 from src.services.embedded import EmbeddedPostgres
+from src.services.signing import new_key
 
 if TYPE_CHECKING:
     from src.services.database import Database
@@ -94,15 +95,18 @@ _HOME = pytest.StashKey[str]()
 
 # Settings
 
+_SIGNING_KEY = new_key()
+
 
 @pytest.fixture(autouse=True)
 def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No variable of the caller's and no backend/.env reaches a test."""
+    """No variable of the caller's and no backend/.env reaches a test; no service makes a key in backend/.data."""
     names = {name.upper() for name in settings_module.Settings.model_fields}
     for variable in list(os.environ):
         if variable.upper() in names:
             monkeypatch.delenv(variable)
     monkeypatch.setattr(settings_module, "ENV_FILE", tmp_path_factory.getbasetemp() / "there-is-no.env")
+    monkeypatch.setenv("SIGNING_KEYS", _SIGNING_KEY)
 
 
 @pytest.fixture(scope="session")
@@ -128,9 +132,12 @@ def open_directory() -> Iterator[Path]:
 def _nothing_left_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Root's servers on pytest's closed directories keep their data in /var/lib/groundwork: taken away here."""
     yield
-    tests = str(tmp_path_factory.getbasetemp().parent)
+    # Only this session's own, and what belongs to nobody any more: others may be running beside it.
+    ours = str(tmp_path_factory.getbasetemp())
+    strays = f"{tempfile.gettempdir()}/groundwork-test-"
     for origin in embedded_place.OUTSIDE.glob("*/origin"):
-        if origin.read_text().startswith((tests, f"{tempfile.gettempdir()}/groundwork-test-")):
+        directory = origin.read_text().strip()
+        if directory.startswith(ours) or (directory.startswith(strays) and not os.path.exists(directory)):
             shutil.rmtree(origin.parent, ignore_errors=True)
 
 

@@ -112,6 +112,8 @@ def make_app(settings: Settings) -> FastAPI:
 async def show() -> None:
     """Everything of ours that lives while a database is open, as text; and the errors of one that is not to be had."""
     settings = load_settings()
+    # As every entry does: asyncio's debug mode logs the arguments of slow calls, the driver's among them.
+    configure(settings.log_level, settings.log_format)
     connection = require_database(settings)
     shown: list[Any] = [
         settings,

@@ -124,7 +124,7 @@ class Connections:
         started = time.monotonic()
         while True:
             await self._admit(deadline)
-            await self._wait_in_line(started, deadline)
+            await self._wait_in_line(deadline)
             try:
                 connection = await self._pool.acquire()  # type: ignore[union-attr]
             except BaseException as error:
@@ -195,9 +195,10 @@ class Connections:
         if not await self.vitality.wait_restored(until):
             raise Unavailable(self.vitality.reason or "connecting")
 
-    async def _wait_in_line(self, started: float, deadline: float) -> None:
+    async def _wait_in_line(self, deadline: float) -> None:
         if self._queue.locked():
-            left = min(started + self.limits.pool_wait_seconds, deadline) - time.monotonic()
+            # Waiting for the healer has a bound of its own, so this one begins here.
+            left = min(self.limits.pool_wait_seconds, deadline - time.monotonic())
             self.waiting += 1
             try:
                 async with asyncio.timeout(max(left, 0)):
