@@ -19,6 +19,7 @@ from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
 from .errors import ConfigurationError, DatabaseRefused
 from .services.database import Database
+from .services.identity import Identity
 from .services.metrics import Metrics
 from .services.revision import CodeRevision
 from .version import VERSION
@@ -42,6 +43,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             try:
+                app.state.identity = await stack.enter_async_context(Identity.from_settings(settings))
                 opened = _database(settings, metrics) if database is None else database
                 if database is None:
                     await stack.enter_async_context(opened)
@@ -75,6 +77,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.database = database
+    app.state.identity = None
     app.state.draining = False
     app.state.refusal = None
     app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)

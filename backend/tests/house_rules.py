@@ -175,8 +175,8 @@ def routers_never_import_each_other(source: Source) -> Iterator[Finding]:
             yield found.line, f"a part of the API imports the router {parts[2]}"
 
 
-NOUNS = ("users", "tasks", "identity")
-_OF_NOUNS = {"database", "statements", "metrics", "ownership", "paging"}
+NOUNS = ("users", "tasks")
+_OF_NOUNS = {"database", "identity", "metrics", "ownership", "paging", "statements"}
 
 
 def nouns_use_no_sibling(source: Source) -> Iterator[Finding]:

@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ..config.settings import Settings
-from ..errors import Unavailable
+from ..errors import Unauthenticated, Unavailable
 from ..services.database import Database
+from ..services.identity import Identity, Principal
 from ..services.metrics import Metrics
 
 
@@ -34,6 +37,39 @@ async def _session(database: DatabaseDep) -> AsyncIterator[AsyncSession]:
 
 
 SessionDep = Annotated[AsyncSession, Depends(_session, scope="function")]
+
+
+async def _identity(request: Request) -> Identity:
+    identity = cast(Identity | None, request.app.state.identity)
+    if identity is None:
+        raise Unavailable("starting", "The service is starting.")
+    return identity
+
+
+IdentityDep = Annotated[Identity, Depends(_identity)]
+
+
+class _Bearer(SecurityBase):
+    """Tells OpenAPI of the scheme and finds the principal in one step: FastAPI's own class would cost another."""
+
+    def __init__(self) -> None:
+        self.model = HTTPBearer(
+            bearerFormat="JWT",
+            description="An access token of a trusted issuer, or our own from `python -m src user token EMAIL`.",
+        )
+        self.scheme_name = "bearer"
+
+    async def __call__(self, request: Request) -> Principal:
+        sent = [value for name, value in request.scope["headers"] if name == b"authorization"]
+        if len(sent) > 1:
+            # Whoever stands between might believe another one than we.
+            raise Unauthenticated("malformed")
+        identity = await _identity(request)
+        return await identity.principal(sent[0].decode("latin-1") if sent else None)
+
+
+# Who asks. Without a valid token the request ends here with 401, before any connection is taken.
+PrincipalDep = Annotated[Principal, Depends(_Bearer())]
 
 
 async def _settings(request: Request) -> Settings:

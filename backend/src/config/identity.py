@@ -103,6 +103,9 @@ def _secret_faults(settings: Settings) -> Iterator[Fault]:
             if getattr(settings, name) is not None:
                 remedy = "Set AUTH_SHARED_SECRET, or unset this."
                 yield Fault(name.upper(), "is set, but AUTH_SHARED_SECRET is not.", remedy)
+    elif re.search(r'-----BEGIN|^\s*(?:ssh|ecdsa)-|"kty"', settings.auth_shared_secret.get_secret_value()):
+        remedy = "Take 32 random bytes; keys in pairs belong into AUTH_ISSUERS, by their jwks_url."
+        yield Fault("AUTH_SHARED_SECRET", "is a key of another kind, which may be public.", remedy)
     elif settings.environment != "development":
         for variable, problem in weaknesses(settings):
             yield Fault(

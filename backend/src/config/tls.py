@@ -80,13 +80,18 @@ def _context(tls: Tls, variable: str, _store: object, _files: object) -> ssl.SSL
     return context
 
 
+def system_context() -> ssl.SSLContext:
+    """Verifies certificate and host name by the system's authorities, certifi's when it has none. Reads files."""
+    context = ssl.create_default_context()
+    if not _system_has_authorities(context):
+        context.load_verify_locations(cafile=certifi.where())
+    return context
+
+
 def _authorities(tls: Tls, variable: str) -> ssl.SSLContext:
     path = tls.root_certificate
     if path is None:
-        context = ssl.create_default_context()
-        if tls.verified and not _system_has_authorities(context):
-            context.load_verify_locations(cafile=certifi.where())
-        return context
+        return system_context() if tls.verified else ssl.create_default_context()
     problem = None
     try:
         context = ssl.create_default_context(cafile=os.path.expanduser(path))

@@ -41,7 +41,7 @@ def acquire(directory: Path) -> int:
     Raises DataDirectoryBusy, or EmbeddedError where the directory cannot be used.
     """
     path = directory / "lock"
-    _make(directory)
+    make_directory(directory)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -78,11 +78,12 @@ def owned(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _make(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """The data directory, with what is missing above it. Raises `EmbeddedError`."""
     try:
         for path in (*reversed(directory.parents), directory):
             if not path.exists():
-                path.mkdir()
+                path.mkdir(exist_ok=True)  # Another process may make it at the same time.
                 # Ours, just made: whoever runs the server may pass through, whatever the umask says.
                 path.chmod(0o711)
     except OSError as error:
