@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -64,11 +65,14 @@ class Health:
         self._schema_seen_at = float("-inf")
         self._check: asyncio.Task[None] | None = None
         self._migrator: asyncio.Task[None] | None = None
+        self._migration_tried = asyncio.Event()
 
     async def settle(self, seconds: float) -> None:
-        """Waits for a migration that start-up has begun, so that what follows meets its tables."""
+        """Waits for the outcome of a migration that start-up has begun, so that what follows meets its tables."""
         if self._migrator is not None:
-            await asyncio.wait({self._migrator}, timeout=seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._migration_tried.wait()
 
     async def close(self) -> None:
         tasks = [task for task in (self._check, self._migrator) if task is not None]
@@ -212,4 +216,6 @@ class Health:
             else:
                 self._migration_due, self._migration_reason = False, None
                 return
+            finally:
+                self._migration_tried.set()
             await asyncio.sleep(_MIGRATION_RETRY_SECONDS)
