@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ log = get_logger(__name__)
 _BACKOFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
+# The deadline of the caller for whom the pool opens a connection; it sets bounds where asyncpg passes none on.
+_until: ContextVar[float] = ContextVar("connect_until", default=float("inf"))
 # After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
 _DISCARD_SECONDS = 1.0
 
@@ -126,7 +129,7 @@ class Connections:
             await self._admit(deadline)
             await self._wait_in_line(deadline)
             try:
-                connection = await self._pool.acquire()  # type: ignore[union-attr]
+                connection = await self._take(deadline)
             except BaseException as error:
                 self._leave()
                 if not isinstance(error, Exception):
@@ -135,7 +138,15 @@ class Connections:
                 continue
             if self._metrics is not None:
                 self._metrics.wait(time.monotonic() - started)
-            return connection  # type: ignore[return-value]
+            return connection
+
+    async def _take(self, deadline: float) -> Connection:
+        # Not left set: a healer started from here would inherit a deadline that is not its own.
+        waits = _until.set(deadline)
+        try:
+            return await self._pool.acquire()  # type: ignore[union-attr, return-value]
+        finally:
+            _until.reset(waits)
 
     async def release(self, connection: Connection) -> None:
         """Gives a connection back that answered everything it was asked, outside any transaction."""
@@ -168,11 +179,15 @@ class Connections:
         """Whether a caller would get its turn at once."""
         return not self._queue.locked()
 
-    def lost(self, diagnosis: Diagnosis) -> None:
-        """A lent connection was lost. An unanswered statement counts as a dead server, a closed socket does not."""
+    def lost(self, diagnosis: Diagnosis, *, waited_seconds: float | None = None) -> None:
+        """A lent connection was lost. A closed socket may be that connection's own end, and a statement that waited
+        less long than the server itself allows it may only have been slow: the healer finds out.
+
+        None has waited a whole command timeout. A statement that nobody answered means a dead server."""
         if self._closing:
             return
-        if diagnosis.reason == "timeout":
+        patient = waited_seconds is None or waited_seconds >= self.limits.statement_timeout_seconds
+        if diagnosis.reason == "timeout" and patient:
             self.vitality.failure(diagnosis.reason, "traffic")
         else:
             self.vitality.suspect(diagnosis.reason)
@@ -352,7 +367,7 @@ class Connections:
         arguments |= pool_arguments
         connection: Connection = await asyncpg.connect(
             **arguments,
-            timeout=limits.connect_timeout_seconds,
+            timeout=max(min(limits.connect_timeout_seconds, _until.get() - time.monotonic()), 0.001),
             command_timeout=limits.command_timeout_seconds,
             # Without tracking, a pooler hands us another backend, where our prepared statement does not exist.
             statement_cache_size=0 if self.pooler == "transaction" else 256,

@@ -183,7 +183,7 @@ class Database:
                     self._count(statement.name, started, _TOO_SLOW)
                     raise as_request_error(_TOO_SLOW, sent=True, writing=False) from None
                 diagnosis = diagnose(error)
-                await self._take_back(connection, diagnosis)
+                await self._take_back(connection, diagnosis, left)
                 attempt += 1
                 self._count(statement.name, started, diagnosis)
                 if statement.writes and diagnosis.repeat is Repeat.IF_REPEATABLE:
@@ -379,10 +379,10 @@ class Database:
         _holding.set(holder)
         return holder
 
-    async def _take_back(self, connection: Connection, diagnosis: Diagnosis) -> None:
+    async def _take_back(self, connection: Connection, diagnosis: Diagnosis, waited_seconds: float) -> None:
         if diagnosis.lost or connection.is_closed():
             self._connections.discard(connection)
-            self._connections.lost(diagnosis)
+            self._connections.lost(diagnosis, waited_seconds=waited_seconds)
         else:
             # The server answered, with an error: it is alive and the connection is good.
             self._vitality.success("traffic")

@@ -6,6 +6,7 @@ import io
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -143,6 +144,34 @@ async def test_n1_a_black_hole_is_503_within_twice_the_timeout_and_the_pool_is_w
     ]
     await until(lambda: proxied.observe().pool.in_use == 0)
     assert proxied.observe().pool.open <= QUICK.pool_size
+
+
+async def test_a_connection_is_opened_for_no_longer_than_its_caller_waits(
+    through_proxy: ConnectionSettings, proxy: Proxy
+):
+    patient = replace(QUICK, connect_timeout_seconds=30.0)
+    async with Database(through_proxy, patient) as database:
+        proxy.black_hole()
+        proxy.reset_all()
+        await until(lambda: database.observe().pool.open == 0)
+        start = time.monotonic()
+        with pytest.raises(Unavailable):
+            await database.value(ECHO, x="x")
+        assert time.monotonic() - start < QUICK.command_timeout_seconds + 0.5
+
+
+async def test_a_statement_whose_time_went_by_in_the_queue_is_no_sign_of_a_dead_server(
+    through_proxy: ConnectionSettings,
+):
+    async with Database(through_proxy, replace(QUICK, pool_size=1)) as database:
+        first = asyncio.create_task(database.value(SLEEP, seconds=0.8))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable):
+            await database.value(SLEEP, seconds=0.9)
+        assert database.observe().status == "up"
+        assert await first is None
+        assert await database.value(ECHO, x="x") == "x"
+        assert database.observe().status == "up"
 
 
 async def test_n2_every_connection_reset_is_invisible_to_reads(proxied: Database, proxy: Proxy):
@@ -366,8 +395,6 @@ async def test_an_unreachable_database_at_the_start_is_waited_for(
 async def test_what_waiting_does_not_mend_ends_the_start(
     connection_settings: ConnectionSettings, wrong: dict[str, str], reason: str
 ):
-    from dataclasses import replace
-
     from pydantic import SecretStr
 
     changed = {key: SecretStr(value) if key == "password" else value for key, value in wrong.items()}
