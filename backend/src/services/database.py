@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import asyncpg
+from sqlalchemy import event
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ..errors import NestedAcquisition, OutcomeUnknown, RequestError, Unavailable
@@ -27,11 +28,15 @@ from ..models.base import make_engine
 from .connections import Connection, Connections, Limits
 from .faults import Diagnosis, Repeat, as_request_error, concerns_database, diagnose
 from .health import Health, Schema
-from .lending import Lent, commit
+from .lending import OWNER, Lent, commit, name_owner, opening
 from .statements import Statement
 from .vitality import Observation, PoolObservation, SchemaObservation, Vitality
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from ..config.database import ConnectionSettings
     from ..config.settings import Settings
     from .metrics import DatabaseMetrics
@@ -77,6 +82,7 @@ class Database:
             self._connections, self._vitality, passive=passive, schema=schema, migrate=migrate
         )
         self._engine = make_engine(self._lend_to_session)
+        event.listen(self._engine.sync_engine, "engine_connect", name_owner)
 
     @classmethod
     def from_settings(
@@ -208,15 +214,17 @@ class Database:
     # -- sessions and transactions ---------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def session(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
+    async def session(
+        self, *, owner: UUID | None = None, read_only: bool = False
+    ) -> AsyncIterator[AsyncSession]:
         """SQLModel's `AsyncSession` in one transaction: committed at the end, rolled back on any error.
 
-        A connection is taken at the first statement. Raises `OutcomeUnknown` when the connection was lost
-        during COMMIT, other members of the family when the transaction was not committed.
+        With an `owner` it meets their rows only, without one no row of anybody (unless the role is not bound by
+        row-level security). A connection is taken at the first statement. Raises `OutcomeUnknown` when the
+        connection was lost during COMMIT, other members of the family when the transaction was not committed.
         """
         holder = self._hold()
-        engine = self._engine.execution_options(postgresql_readonly=True) if read_only else self._engine
-        session = AsyncSession(engine, expire_on_commit=False)
+        session = AsyncSession(self._for_session(owner, read_only), expire_on_commit=False)
         committing = False
         try:
             yield session
@@ -242,18 +250,23 @@ class Database:
             await session.close()
 
     @asynccontextmanager
-    async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Connection]:
-        """The driver's connection inside BEGIN and COMMIT; rolled back on any error. Errors as in `session`."""
-        async with self._transaction(read_only, []) as connection:
+    async def transaction(
+        self, *, owner: UUID | None = None, read_only: bool = False
+    ) -> AsyncIterator[Connection]:
+        """The driver's connection inside BEGIN and COMMIT; rolled back on any error. `owner` and errors as in
+        `session`."""
+        async with self._transaction(opening(owner, read_only=read_only), read_only, []) as connection:
             yield connection
 
     @asynccontextmanager
-    async def _transaction(self, read_only: bool, met: list[Diagnosis]) -> AsyncIterator[Connection]:
+    async def _transaction(
+        self, begin: str, read_only: bool, met: list[Diagnosis]
+    ) -> AsyncIterator[Connection]:
         """As `transaction`; what the database did to it is added to `met`."""
         holder = self._hold()
         deadline = time.monotonic() + self._limits.command_timeout_seconds
         try:
-            connection = await self._begin(deadline, read_only=read_only)
+            connection = await self._begin(deadline, begin)
         except BaseException:
             holder.active = False
             raise
@@ -280,7 +293,9 @@ class Database:
         finally:
             holder.active = False
 
-    async def atomically(self, work: Callable[[Connection], Awaitable[T]], *, name: str = "unit") -> T:
+    async def atomically(
+        self, work: Callable[[Connection], Awaitable[T]], *, owner: UUID | None = None, name: str = "unit"
+    ) -> T:
         """Runs `work` in a transaction, and again as a whole when the server rolled it back or was lost before COMMIT.
 
         Serialization failures, deadlocks and lost connections repeat it, jittered, within one command timeout.
@@ -290,7 +305,7 @@ class Database:
         while True:
             met: list[Diagnosis] = []
             try:
-                async with self._transaction(read_only=False, met=met) as connection:
+                async with self._transaction(opening(owner), read_only=False, met=met) as connection:
                     return await work(connection)
             except Unavailable:
                 # Nothing was written: the fault came before COMMIT was sent, or the server answered it by rolling back.
@@ -304,8 +319,7 @@ class Database:
                 if self._metrics is not None:
                     self._metrics.retry(name)
 
-    async def _begin(self, deadline: float, *, read_only: bool) -> Connection:
-        begin = "BEGIN READ ONLY" if read_only else "BEGIN"
+    async def _begin(self, deadline: float, begin: str) -> Connection:
         while True:
             connection = await self._connections.acquire(deadline)
             try:
@@ -322,6 +336,12 @@ class Database:
                 raise
             else:
                 return connection
+
+    def _for_session(self, owner: UUID | None, read_only: bool) -> AsyncEngine:
+        """The engine whose connections begin their transactions in this way."""
+        if owner is None and not read_only:
+            return self._engine
+        return self._engine.execution_options(postgresql_readonly=read_only, **{OWNER: owner})
 
     async def _lend_to_session(self) -> Connection:
         deadline = time.monotonic() + self._limits.command_timeout_seconds

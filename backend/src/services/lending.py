@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.engine import Connection as SyncConnection
 
 from ..errors import InternalFault
+from ..models.isolation import SETTING
 from .connections import Connection
+
+OWNER: Final = "groundwork_owner"
+
+
+def opening(
+    owner: UUID | None, *, isolation: str | None = None, read_only: bool = False, deferrable: bool = False
+) -> str:
+    """What begins a transaction and says whose it is, in one simple query and so in one round trip.
+
+    The setting ends with the transaction, so it reaches nobody else who is given the same backend.
+    """
+    words = ["BEGIN"]
+    if isolation is not None:
+        words += ["ISOLATION LEVEL", isolation.replace("_", " ").upper()]
+    words += ["READ ONLY"] * read_only + ["DEFERRABLE"] * deferrable
+    if owner is None:
+        return " ".join(words)
+    # A UUID prints as digits, letters and hyphens: nothing in it could end the literal.
+    return f"{' '.join(words)}; SELECT set_config('{SETTING}', '{UUID(str(owner))}', true)"
+
+
+def name_owner(session: SyncConnection) -> None:
+    """Tells the connection that SQLAlchemy was lent whose transactions it begins, from its option `OWNER`."""
+    owner = session.get_execution_options().get(OWNER)
+    if owner is not None:
+        lent: Any = session.connection.driver_connection
+        lent.owner = owner
 
 
 async def commit(connection: Connection) -> None:
@@ -25,7 +56,7 @@ class Lent:
     cache; our columns need none, so that is ignored.
     """
 
-    __slots__ = ("_connection", "_discard", "_give_back", "_returned")
+    __slots__ = ("_connection", "_discard", "_give_back", "_returned", "owner")
 
     def __init__(
         self,
@@ -37,6 +68,7 @@ class Lent:
         self._give_back = give_back
         self._discard = discard
         self._returned = False
+        self.owner: UUID | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -45,11 +77,8 @@ class Lent:
         pass
 
     def transaction(self, *, isolation: str | None, readonly: bool, deferrable: bool) -> _Transaction:
-        words = ["BEGIN"]
-        if isolation is not None:
-            words += ["ISOLATION LEVEL", isolation.replace("_", " ").upper()]
-        words += ["READ ONLY"] * readonly + ["DEFERRABLE"] * deferrable
-        return _Transaction(self._connection, " ".join(words))
+        begin = opening(self.owner, isolation=isolation, read_only=readonly, deferrable=deferrable)
+        return _Transaction(self._connection, begin)
 
     def is_closed(self) -> bool:
         return self._returned or self._connection.is_closed()

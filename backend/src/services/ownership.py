@@ -36,7 +36,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import (
@@ -151,16 +150,3 @@ def deleted_is_unauthenticated() -> Iterator[None]:
         if conflict.constraint in ACCOUNT_GONE:
             raise Unauthenticated("account-deleted", "The account was deleted.") from None
         raise
-
-
-def opening(owner: UUID | None, *, read_only: bool = False, isolation: str | None = None) -> str:
-    """What begins a transaction, in one simple query and so one round trip, with the owner set inside it."""
-    begin = "BEGIN"
-    if isolation is not None:
-        begin += f" ISOLATION LEVEL {isolation.replace('_', ' ').upper()}"
-    if read_only:
-        begin += " READ ONLY"
-    if owner is None:
-        return begin
-    # A UUID prints as hexadecimal digits and hyphens: nothing in it could end the literal.
-    return f"{begin}; SELECT set_config('{SETTING}', '{UUID(str(owner))}', true)"
