@@ -224,9 +224,17 @@ def database_given():
         if source.get("database_url", "").strip():
             return True
     secrets = lower(os.environ).get("secrets_dir") or from_file.get("secrets_dir")
-    if not secrets:
-        return False
-    return any(os.path.exists(os.path.join(secrets, name)) for name in ("database_url", "DATABASE_URL"))
+    return bool(secrets) and file_in(os.path.join(BACKEND, os.path.expanduser(secrets)), "database_url")
+
+
+def file_in(directory, wanted):
+    """Whether a file of that name, in capitals or not, holds something: as the service looks for its secrets."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            if name.lower() == wanted:
+                with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as file:
+                    return bool(file.read().strip())
+    return False
 
 
 def lower(variables):

@@ -136,7 +136,12 @@ def test_a_database_named_elsewhere_is_seen_too(
     assert not bootstrap.database_given()
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
     assert not bootstrap.database_given()
+    (tmp_path / "DATABASE_URL").write_text("\n")
+    assert not bootstrap.database_given()
     (tmp_path / "DATABASE_URL").write_text("postgresql://x/y")
+    assert bootstrap.database_given()
+    monkeypatch.setattr(bootstrap, "BACKEND", str(tmp_path.parent))
+    monkeypatch.setenv("SECRETS_DIR", tmp_path.name)  # as the service reads it: beside backend/.env
     assert bootstrap.database_given()
     monkeypatch.delenv("SECRETS_DIR")
     monkeypatch.setenv("DATABASE_URL", "postgresql://x/y")
