@@ -84,7 +84,8 @@ def task_add(
     address, new = _address(email), _shaped(TaskCreate, title=title, description=description)
 
     async def work(database: Database) -> str:
-        return await tasks.create(database, await _owner(database, address), new)
+        author = tasks.Known(await _owner(database, address))
+        return (await tasks.create(database, author, new)).body
 
     _emit_row(_with_database(work))
 
@@ -101,11 +102,10 @@ def task_list(
     """
     from .services import tasks
 
-    address = _address(email)
+    address, query = _address(email), tasks.PageQuery(limit=limit, is_completed=completed)
 
     async def work(database: Database) -> str:
-        owner = await _owner(database, address)
-        return await tasks.page(database, owner, limit=limit, is_completed=completed)
+        return (await tasks.page(database, await _owner(database, address), query)).items
 
     _emit_rows(_with_database(work), ("id", "is_completed", "title", "created_at"), limit)
 
@@ -119,7 +119,7 @@ def task_done(email: Email, task_id: TaskId) -> None:
     address, change = _address(email), _shaped(TaskUpdate, is_completed=True)
 
     async def work(database: Database) -> str:
-        return await tasks.update(database, await _owner(database, address), task_id, change)
+        return (await tasks.update(database, await _owner(database, address), task_id, change)).body
 
     _emit_row(_with_database(work))
 

@@ -176,7 +176,7 @@ def routers_never_import_each_other(source: Source) -> Iterator[Finding]:
 
 
 NOUNS = ("users", "tasks")
-_OF_NOUNS = {"database", "identity", "metrics", "ownership", "paging", "statements"}
+_OF_NOUNS = {"database", "idempotency", "identity", "metrics", "ownership", "paging", "statements"}
 
 
 def nouns_use_no_sibling(source: Source) -> Iterator[Finding]:
@@ -184,7 +184,9 @@ def nouns_use_no_sibling(source: Source) -> Iterator[Finding]:
         return
     for found in imports(source):
         parts = found.module.split(".")
-        if parts[:2] == ["src", "services"] and (len(parts) < 3 or parts[2] not in _OF_NOUNS):
+        own = len(parts) > 2 and parts[2].startswith(f"{source.name.removesuffix('s')}_")
+        known = len(parts) > 2 and (own or parts[2] in _OF_NOUNS)
+        if parts[:2] == ["src", "services"] and not known:
             yield found.line, f"a noun's service imports {found.module}"
         elif parts[:2] == ["src", "config"]:
             yield found.line, "a noun's service reads no settings"

@@ -8,12 +8,35 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final, Self
+from datetime import timedelta
+from typing import Any, Final, Self
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Interval,
+    LargeBinary,
+    Select,
+    Text,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col
 
 from ..errors import InputFault, Invalid
+from ..models import KeptAnswer
+from ..models.kept_answer import KEY_MAX_LENGTH
+from .ownership import mine
 
-KEY_MAX_LENGTH: Final = 255
 HOURS: Final = 24
+# More than one, so that they become fewer; few, so that no write pays for a day of others.
+SWEPT_AT_ONCE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +57,76 @@ class IdempotencyKey:
             fault = f"Has to be 1 to {KEY_MAX_LENGTH} visible ASCII characters."
             raise Invalid(faults=[InputFault("Idempotency-Key", fault)])
         return cls(key, hashlib.sha256(operation.encode() + b"\0" + body).digest(), hours)
+
+
+def claim(new: Select[Any]) -> CTE:
+    """Keeps the key, or finds it kept: one row with `task_id`, `response`, `created_at`, and `same`.
+
+    `new` gives user_id, task_id, response and status of the answer; the parameters are `key`, `request_hash` and
+    `kept_for`. Of many at once one makes the row, and the others wait for its transaction and then see it. An
+    answer that is older than `kept_for` is replaced as if it were not there. `same` is false when the key is
+    kept for another request.
+    """
+    table = KeptAnswer
+    row = new.add_columns(_key(), _request_hash())
+    given = ["user_id", "task_id", "response", "status", "key", "request_hash"]
+    offered = insert(table).from_select(given, row, include_defaults=False)
+    old = col(table.created_at) <= _expiry()
+    replaced = {
+        name: case((old, offered.excluded[name]), else_=getattr(table, name))
+        for name in ("task_id", "response", "status", "request_hash", "created_at")
+    }
+    same = col(table.request_hash) == _request_hash()
+    return (
+        offered.on_conflict_do_update(index_elements=["user_id", "key"], set_=replaced)
+        .returning(
+            col(table.user_id),
+            col(table.task_id),
+            col(table.response),
+            col(table.created_at),
+            same.label("same"),
+        )
+        .cte("kept")
+    )
+
+
+def swept(who: CTE) -> CTE:
+    """Takes away some of the owner's answers that are too old, so that they never become many.
+
+    Others may be doing the same: what they hold is left to them.
+    """
+    old = (
+        select(col(KeptAnswer.key))
+        .where(
+            mine(who, KeptAnswer.user_id),
+            col(KeptAnswer.created_at) <= _expiry(),
+            col(KeptAnswer.key) != _key(),
+        )
+        .order_by(col(KeptAnswer.created_at))
+        .limit(literal_column(str(SWEPT_AT_ONCE)))
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    return (
+        delete(KeptAnswer)
+        .where(mine(who, KeptAnswer.user_id), col(KeptAnswer.key) == old.c.key)
+        .returning(col(KeptAnswer.key))
+        .cte("swept")
+    )
+
+
+def key_values(key: IdempotencyKey) -> dict[str, Any]:
+    """The parameters of `claim` and `swept`."""
+    return {"key": key.key, "request_hash": key.request_hash, "kept_for": timedelta(hours=key.hours)}
+
+
+def _key() -> ColumnElement[str]:
+    return cast(bindparam("key", type_=Text), Text)
+
+
+def _request_hash() -> ColumnElement[bytes]:
+    return cast(bindparam("request_hash", type_=LargeBinary), LargeBinary)
+
+
+def _expiry() -> ColumnElement[Any]:
+    return func.now() - cast(bindparam("kept_for", type_=Interval), Interval)

@@ -1,11 +1,55 @@
-"""Pages of an owner's tasks: keyset paging both ways, filters, search, counts. Each page is one statement."""
+"""Pages of an owner's tasks: keyset paging both ways, filters, search, counts. Each page is one statement.
+
+A page begins where the one before ended, by the timestamp it is sorted by and the id, which the indexes hold in
+this order: page 1,000 costs what page 1 costs, and a task that comes or goes moves no other to another page.
+There is a statement for each combination of filters, so that PostgreSQL plans each for what it is.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Select,
+    Subquery,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlmodel import col
+
+from ..models import Task, TaskRead
+from ..models.rendering import fields
+from .ownership import me, mine
+from .paging import bounded
+from .statements import Statement
+from .task_rows import after
+
+if TYPE_CHECKING:
+    from .database import Database
+
+SEARCH_SECONDS: Final = 1.0
+"""What a search or an exact count may take: both read as many rows as their owner has."""
+
+COUNT_BOUND: Final = 10_000
+"""As far as an estimated count counts (docs/decisions/0030-pages.md)."""
 
 
 class Position(NamedTuple):
@@ -39,10 +83,140 @@ class PageQuery:
 class PageText:
     """`items` is a JSON array. `last` is the position of its last item, None when there is none.
 
-    `count` is how many tasks all pages together hold; an estimated one is exact up to `COUNT_BOUND` and never more.
+    `count` is how many tasks all pages together hold; an estimated one is exact below `COUNT_BOUND`, and
+    `COUNT_BOUND` says "that many or more".
     """
 
     items: str
     last: Position | None
     has_more: bool
     count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What makes one query another statement, and not the same with other values."""
+
+    sort: str
+    descending: bool
+    continued: bool
+    is_completed: bool | None
+    bounds: tuple[str, ...]
+    searching: bool
+    count: str
+
+
+_BOUNDS: Final = ("created_after", "created_before", "updated_after", "updated_before")
+
+
+async def page(db: Database, owner: UUID, query: PageQuery | None = None) -> PageText:
+    """One page. Raises `Invalid` for a limit outside 1 to 200.
+
+    A search or an exact count that takes more than `SEARCH_SECONDS` raises `Unavailable` (`statement-timeout`).
+    """
+    query = query or PageQuery()
+    form = form_of(query)
+    values: dict[str, Any] = {"owner": owner, "limit": bounded(query.limit)}
+    values |= {name: getattr(query, name) for name in form.bounds}
+    if query.after is not None:
+        values["after_at"] = datetime.fromisoformat(query.after.timestamp)
+        values["after_id"] = query.after.id
+    if query.q is not None:
+        values["pattern"] = _pattern(query.q)
+    row = await db.row(statement_for(form), **values)
+    assert row is not None
+    last = None if row["last_at"] is None else Position(row["last_at"], UUID(row["last_id"]))
+    return PageText(row["items"], last, row["has_more"], row["total"])
+
+
+def form_of(query: PageQuery) -> Form:
+    return Form(
+        query.sort,
+        query.descending,
+        query.after is not None,
+        query.is_completed,
+        tuple(name for name in _BOUNDS if getattr(query, name) is not None),
+        query.q is not None,
+        query.count,
+    )
+
+
+@lru_cache(maxsize=512)
+def statement_for(form: Form) -> Statement:
+    """The statement of this form, compiled at its first use."""
+    slow = form.searching or form.count == "exact"
+    return Statement(
+        "tasks.search" if form.searching else "tasks.page",
+        lambda: _page(form),
+        repeatable=True,
+        within_seconds=SEARCH_SECONDS if slow else None,
+    )
+
+
+def _pattern(q: str) -> str:
+    escaped = q.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+def _conditions(who: CTE, form: Form) -> list[ColumnElement[bool]]:
+    found: list[Any] = [mine(who, Task.user_id)]
+    if form.is_completed is not None:
+        found.append(col(Task.is_completed) if form.is_completed else ~col(Task.is_completed))
+    for name in form.bounds:
+        field, _, side = name.rpartition("_")
+        limit = cast(bindparam(name, type_=DateTime(timezone=True)), DateTime(timezone=True))
+        column = col(getattr(Task, f"{field}_at"))
+        found.append(column > limit if side == "after" else column < limit)
+    if form.searching:
+        pattern = cast(bindparam("pattern", type_=Text), Text)
+        found.append(or_(col(Task.title).ilike(pattern), col(Task.description).ilike(pattern)))
+    return found
+
+
+def _page(form: Form) -> Any:
+    who = me()
+    by = col(getattr(Task, form.sort))
+    order = [by.desc(), col(Task.id).desc()] if form.descending else [by, col(Task.id)]
+    conditions = _conditions(who, form)
+    rows = select(*fields(TaskRead, Task), func.row_number().over(order_by=order).label("number"))
+    rows = rows.where(*conditions)
+    if form.continued:
+        here = tuple_(by, col(Task.id))
+        there = tuple_(
+            cast(bindparam("after_at", type_=DateTime(timezone=True)), DateTime(timezone=True)),
+            cast(bindparam("after_id", type_=Uuid), Uuid),
+        )
+        rows = rows.where(here < there if form.descending else here > there)
+    # One more than asked for tells whether there is a next page.
+    limit = cast(bindparam("limit", type_=Integer), Integer)
+    rows = rows.order_by(*order).limit(limit + literal_column("1"))
+    return after(who, _gathered(rows.subquery("page"), form.sort, limit, _total(conditions, form)))
+
+
+def _gathered(rows: Subquery, sort: str, limit: ColumnElement[int], total: Any) -> Select[Any]:
+    """The page in one row. Text for text as `models.rendering.as_array` writes it, but for the row too many."""
+    task = select(*(rows.c[name] for name in TaskRead.model_fields)).correlate(rows).lateral("task")
+    json = cast(func.row_to_json(task.table_valued()), Text)
+    comma = literal_column("','", Text)
+    wanted = rows.c.number <= limit
+    elements = func.coalesce(func.string_agg(json, comma).filter(wanted), literal_column("''", Text))
+    items = literal_column("'['", Text).concat(elements).concat(literal_column("']'", Text))
+    there = func.count()
+    last = func.least(there, limit)
+    return select(
+        items.label("items"),
+        func.array_agg(rows.c[sort])[last].label("last_at"),
+        func.array_agg(cast(rows.c.id, Text))[last].label("last_id"),
+        (there > limit).label("has_more"),
+        total.label("total"),
+    ).select_from(rows.join(task, true()))
+
+
+def _total(conditions: list[ColumnElement[bool]], form: Form) -> Any:
+    if form.count == "none":
+        return cast(null(), BigInteger)
+    counted: Select[Any] = select(literal_column("1").label("one")).select_from(Task).where(*conditions)
+    if form.count == "estimated":
+        counted = counted.limit(literal_column(str(COUNT_BOUND)))
+    inner = counted.subquery("counted")
+    return select(func.count()).select_from(inner).scalar_subquery()

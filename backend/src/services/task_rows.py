@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Text, cast, extract, func, literal_column
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Select,
+    Subquery,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    extract,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+)
 from sqlmodel import col
 
-from ..models import Task
+from ..errors import NotFound, PreconditionFailed, Unauthenticated
+from ..models import Task, TaskRead
+from ..models.rendering import fields
+from .ownership import deleted, mine
+
+NOBODYS: Final = "There is no such task."
+
+ANY_VERSION: Final = "*"
+"""As `if_match`: any version will do, as long as there is one."""
 
 
 class Author(Protocol):
@@ -38,7 +66,7 @@ class Rendered(NamedTuple):
 
 
 class Created(NamedTuple):
-    """A task that was made or, for PUT, put in another's place; `replayed` says it was made by an earlier request."""
+    """A new task; `replayed` says that an earlier request with the same key had made it."""
 
     body: str
     etag: str
@@ -55,13 +83,94 @@ class Put(NamedTuple):
 
 
 def etag_of(version: Any, updated_at: Any) -> ColumnElement[str]:
-    """The entity tag: the version and the microsecond of the last change.
+    """The entity tag: the version, and the microsecond of the last change in hexadecimal.
 
     The version alone would come again after a task was deleted and another put in its place.
     """
-    micros = cast(extract("epoch", updated_at) * literal_column("1000000"), BigInteger)
-    return cast(version, Text).concat(literal_column("'-'", Text)).concat(func.to_hex(micros))
+    microseconds = cast(extract("epoch", updated_at) * literal_column("1000000"), BigInteger)
+    return cast(version, Text).concat(literal_column("'-'", Text)).concat(func.to_hex(microseconds))
 
 
-def tag(table: Any = Task) -> ColumnElement[str]:
-    return etag_of(col(table.version), col(table.updated_at))
+def this(who: CTE) -> ColumnElement[bool]:
+    """The owner's task whose id is the parameter `id`."""
+    return and_(mine(who, Task.user_id), col(Task.id) == bindparam("id", type_=Uuid))
+
+
+def tagged(source: Any = Task) -> list[ColumnElement[Any]]:
+    """The columns of `TaskRead` as they are written, and `etag`; `source` has them by name."""
+    return [*fields(TaskRead, source), etag_of(source.version, source.updated_at).label("etag")]
+
+
+def locked(who: CTE) -> CTE:
+    """The owner's task whose id is `id`, in the version that the statement is about: the newest, and held.
+
+    Reading the version beside the UPDATE would compare the statement's own snapshot: whoever waited for another
+    write and lost would be told the version they asked for, and a deleted task would look like a changed one.
+    """
+    held = select(
+        col(Task.user_id), col(Task.id), etag_of(col(Task.version), col(Task.updated_at)).label("etag")
+    )
+    return held.where(this(who)).with_for_update().cte("held").prefix_with("MATERIALIZED")
+
+
+def matches(held: CTE) -> ColumnElement[bool]:
+    """The row being written is the one in `held`, and that has the tag that the parameter `if_match` names."""
+    wanted = cast(bindparam("if_match", type_=Text), Text)
+    return and_(
+        col(Task.user_id) == held.c.user_id,
+        col(Task.id) == held.c.id,
+        or_(held.c.etag == wanted, wanted == literal_column(f"'{ANY_VERSION}'", Text)),
+    )
+
+
+def shown(rows: CTE | Subquery) -> Select[Any]:
+    """The columns `json` and `etag` of `rows`, which hold `tagged()`."""
+    columns = [rows.c[name] for name in TaskRead.model_fields]
+    task = select(*columns).correlate(rows).lateral("task")
+    json = cast(func.row_to_json(task.table_valued()), Text).label("json")
+    return select(json, rows.c.etag).select_from(rows.join(task, true()))
+
+
+def after(who: CTE, answer: Select[Any]) -> Select[Any]:
+    """`answer`, not begun before `who` has set the owner, whichever way PostgreSQL plans the statement.
+
+    A CTE runs when it is first asked for a row. What is LATERAL and cannot be flattened (OFFSET) comes after the
+    row that it depends on; so nothing inside looks at a guarded table, or at its policy, too early.
+    """
+    guarded = answer.where(who.c.v.is_not(None)).correlate(who).offset(literal_column("0")).lateral("answer")
+    return select(*guarded.c).select_from(who.join(guarded, true()))
+
+
+def settled(who: CTE, written: CTE, held: CTE | None = None) -> Select[Any]:
+    """One row in any case: `json` and `etag` of what was written, `refused` where it was of another version,
+    `gone` where nothing was there because the owner was deleted."""
+    given = shown(written).subquery("given")
+    nothing = given.c.json.is_(None)
+    refused = false() if held is None else exists(select(held.c.id).correlate(None))
+    one = select(literal_column("1").label("one")).subquery("one")
+    answer = select(
+        given.c.json,
+        given.c.etag,
+        refused.label("refused"),
+        case((nothing, deleted(who)), else_=false()).label("gone"),
+    ).select_from(one.outerjoin(given, true()))
+    return after(who, answer)
+
+
+def found(row: Any) -> Rendered:
+    """The row of a statement that gives `json` and `etag`. Raises `NotFound` when there is none."""
+    if row is None:
+        raise NotFound(NOBODYS)
+    return Rendered(row[0], row[1])
+
+
+def outcome(row: Any) -> Rendered:
+    """The row of a `settled` statement. Raises `NotFound`, `PreconditionFailed` or `Unauthenticated`."""
+    json, etag, refused, gone = row
+    if json is not None:
+        return Rendered(json, etag)
+    if gone:
+        raise Unauthenticated("account-deleted", "The account was deleted.")
+    if refused:
+        raise PreconditionFailed
+    raise NotFound(NOBODYS)

@@ -1,154 +1,301 @@
 """What an owner may do with tasks. Every function is one statement; what it gives is the JSON of `TaskRead`.
 
-Another owner's task is not there: it raises `NotFound`, as an id that does not exist.
+Another owner's task is not there: it is answered as an id that does not exist. Whoever writes for the first time
+gets their row in `users` by the same statement; a deleted user's write raises `Unauthenticated`.
+
+`if_match` is an entity tag as `Rendered.etag` gives it, or `ANY_VERSION`. A task of another version raises
+`PreconditionFailed`, a task that is not there `NotFound`, however many write at the same time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, Integer, Text, Uuid, and_, bindparam, case, cast, func
-from sqlmodel import col, insert, select
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Integer,
+    Text,
+    Uuid,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col
 from sqlmodel import delete as delete_from
 from sqlmodel import update as update_in
 
-from ..errors import Conflict, NotFound
-from ..models import Task, TaskCreate, TaskRead, TaskUpdate
+from ..errors import KeyReused, NotFound, PreconditionFailed
+from ..models import Task, TaskCreate, TaskPut, TaskUpdate
 from ..models.base import new_id
-from ..models.rendering import as_array, as_object, fields
-from .paging import bounded
+from .idempotency import IdempotencyKey, claim, key_values, swept
+from .ownership import deleted_is_unauthenticated, me, provisioned
 from .statements import Statement
+from .task_pages import PageQuery, PageText, Position, page
+from .task_rows import (
+    ANY_VERSION,
+    Author,
+    Created,
+    Known,
+    Put,
+    Rendered,
+    after,
+    etag_of,
+    found,
+    locked,
+    matches,
+    outcome,
+    settled,
+    shown,
+    tagged,
+    this,
+)
 
 if TYPE_CHECKING:
     from .database import Database
 
-_OWNER_EXISTS: Final = "fk_tasks_user_id"
+__all__ = [
+    "ANY_VERSION",
+    "Author",
+    "Created",
+    "IdempotencyKey",
+    "Known",
+    "PageQuery",
+    "PageText",
+    "Position",
+    "Put",
+    "Rendered",
+    "create",
+    "delete",
+    "page",
+    "put",
+    "read",
+    "update",
+]
 
 
-def _mine() -> Any:
-    return col(Task.user_id) == bindparam("owner", type_=Uuid)
+def _given() -> dict[str, ColumnElement[Any]]:
+    """A whole task as it comes in, by the names of its columns."""
+    return {
+        "title": cast(bindparam("title", type_=Text), Text),
+        "description": cast(bindparam("description", type_=Text), Text),
+        "is_completed": cast(bindparam("is_completed", type_=Boolean), Boolean),
+    }
 
 
-def _this() -> Any:
-    return and_(_mine(), col(Task.id) == bindparam("id", type_=Uuid))
+def _id() -> ColumnElement[UUID]:
+    return cast(bindparam("id", type_=Uuid), Uuid)
+
+
+def _new(who: Any) -> Any:
+    """An INSERT of the given task for its owner, who is provisioned before."""
+    given = _given()
+    row = select(provisioned(who).c.v, _id(), *given.values())
+    return insert(Task).from_select(["user_id", "id", *given], row, include_defaults=False)
 
 
 def _create() -> Any:
-    new = {
-        "user_id": bindparam("owner", type_=Uuid),
-        "id": bindparam("id", type_=Uuid),
-        "title": bindparam("title", type_=Text),
-        "description": bindparam("description", type_=Text),
-        "is_completed": bindparam("is_completed", type_=Boolean),
-    }
-    return as_object(insert(Task).values(new).returning(*fields(TaskRead, Task)).cte("created"))
+    who = me()
+    return after(who, shown(_new(who).returning(*tagged()).cte("created")))
+
+
+def _create_once() -> Any:
+    """The answer is rendered before the task is there, from the same values: the key's row has to hold it."""
+    who = me()
+    now = func.now()
+    fresh = select(
+        provisioned(who).c.v.label("user_id"),
+        _id().label("id"),
+        *(value.label(name) for name, value in _given().items()),
+        cast(literal_column("1"), Integer).label("version"),
+        now.label("created_at"),
+        now.label("updated_at"),
+    ).cte("fresh")
+    answer = shown(select(*tagged(fresh.c)).subquery("rendered")).subquery("answer")
+    created_status: ColumnElement[int] = literal_column("201")
+    kept = claim(
+        select(fresh.c.user_id, fresh.c.id, answer.c.json, created_status).select_from(fresh, answer)
+    )
+    names = ["user_id", "id", "title", "description", "is_completed"]
+    row = select(*(fresh.c[name] for name in names)).where(kept.c.task_id == fresh.c.id)
+    created = (
+        insert(Task).from_select(names, row, include_defaults=False).returning(col(Task.id)).cte("created")
+    )
+    etag = etag_of(literal_column("1"), kept.c.created_at).label("etag")
+    told = select(kept.c.response, etag, cast(kept.c.task_id, Text).label("task_id"), kept.c.same)
+    return after(who, told).add_cte(created, swept(who))
 
 
 def _read() -> Any:
-    return as_object(select(*fields(TaskRead, Task)).where(_this()).subquery("found"))
+    who = me()
+    return after(who, shown(select(*tagged()).where(this(who)).subquery("found")))
 
 
-def _page(*state: Any) -> Any:
-    newest_first = (
-        select(*fields(TaskRead, Task))
-        .where(_mine(), *state)
-        .order_by(col(Task.created_at).desc(), col(Task.id).desc())
-        .limit(bindparam("limit", type_=Integer))
-    )
-    return as_array(newest_first.subquery("page"))
+def _changes() -> dict[str, Any]:
+    # Null means "leave it" for what can never be null; a description may be, so a flag says whether it came.
+    # `version` and `updated_at` follow from the table's own onupdate.
+    given = _given()
+    return {
+        "title": func.coalesce(given["title"], col(Task.title)),
+        "description": case(
+            (cast(bindparam("describe", type_=Boolean), Boolean), given["description"]),
+            else_=col(Task.description),
+        ),
+        "is_completed": func.coalesce(given["is_completed"], col(Task.is_completed)),
+    }
 
 
 def _update() -> Any:
-    # Null means "leave it" for what can never be null; a description may be, so a flag says whether it came.
-    # `version` and `updated_at` follow from the table's own onupdate.
-    description = bindparam("description", type_=Text)
-    changed = (
-        update_in(Task)
-        .where(_this())
-        .values(
-            title=func.coalesce(bindparam("title", type_=Text), col(Task.title)),
-            description=case(
-                (bindparam("describe", type_=Boolean), description), else_=col(Task.description)
-            ),
-            is_completed=func.coalesce(bindparam("is_completed", type_=Boolean), col(Task.is_completed)),
-        )
-        .returning(*fields(TaskRead, Task))
-    )
-    return as_object(changed.cte("changed"))
+    who = me()
+    changed = update_in(Task).where(this(who)).values(_changes()).returning(*tagged())
+    return settled(who, changed.cte("changed"))
+
+
+def _update_matched(changes: dict[str, Any]) -> Any:
+    who = me()
+    held = locked(who)
+    changed = update_in(Task).where(this(who), matches(held)).values(changes).returning(*tagged())
+    return settled(who, changed.cte("changed"), held)
+
+
+def _put() -> Any:
+    who = me()
+    new = _new(who)
+    replaced = {name: new.excluded[name] for name in _given()}
+    replaced |= {"version": col(Task.version) + literal_column("1"), "updated_at": func.now()}
+    placed = new.on_conflict_do_update(index_elements=["user_id", "id"], set_=replaced)
+    placed = placed.returning(*tagged()).cte("placed")
+    answer = shown(placed)
+    return after(who, answer.add_columns((placed.c.version == literal_column("1")).label("created")))
+
+
+def _put_new() -> Any:
+    who = me()
+    placed = _new(who).on_conflict_do_nothing(index_elements=["user_id", "id"]).returning(*tagged())
+    return after(who, shown(placed.cte("placed")))
 
 
 def _delete() -> Any:
-    return delete_from(Task).where(_this()).returning(cast(col(Task.id), Text).label("id"))
+    who = me()
+    return settled(who, delete_from(Task).where(this(who)).returning(*tagged()).cte("gone"))
+
+
+def _delete_matched() -> Any:
+    who = me()
+    held = locked(who)
+    gone = delete_from(Task).where(this(who), matches(held)).returning(*tagged())
+    return settled(who, gone.cte("gone"), held)
 
 
 CREATE = Statement("tasks.create", _create, repeatable=False)
+CREATE_ONCE = Statement("tasks.create_once", _create_once, repeatable=True, writes=True)
 READ = Statement("tasks.read", _read, repeatable=True)
-PAGE = Statement("tasks.page", _page, repeatable=True)
-PAGE_OPEN = Statement("tasks.page_open", lambda: _page(~col(Task.is_completed)), repeatable=True)
-PAGE_DONE = Statement("tasks.page_done", lambda: _page(col(Task.is_completed)), repeatable=True)
 UPDATE = Statement("tasks.update", _update, repeatable=False)
+UPDATE_MATCHED = Statement("tasks.update_matched", lambda: _update_matched(_changes()), repeatable=False)
+PUT = Statement("tasks.put", _put, repeatable=False)
+PUT_NEW = Statement("tasks.put_new", _put_new, repeatable=False)
+PUT_MATCHED = Statement("tasks.put_matched", lambda: _update_matched(_given()), repeatable=False)
 DELETE = Statement("tasks.delete", _delete, repeatable=False)
-
-_PAGES: Final = {None: PAGE, False: PAGE_OPEN, True: PAGE_DONE}
-
-
-async def create(db: Database, owner: UUID, task: TaskCreate) -> str:
-    """The new task. Raises `NotFound` when there is no such owner (any more)."""
-    try:
-        return _found(
-            await db.value(
-                CREATE,
-                owner=owner,
-                id=new_id(),
-                title=task.title,
-                description=task.description,
-                is_completed=task.is_completed,
-            )
-        )
-    except Conflict as conflict:
-        if conflict.constraint == _OWNER_EXISTS:
-            raise NotFound("There is no such user.") from None
-        raise
+DELETE_MATCHED = Statement("tasks.delete_matched", _delete_matched, repeatable=False)
 
 
-async def read(db: Database, owner: UUID, task_id: UUID) -> str:
+async def create(
+    db: Database, author: Author, task: TaskCreate, *, idempotency: IdempotencyKey | None = None
+) -> Created:
+    """The new task. With a key that came before, the answer that was given then, and nothing is written.
+
+    Raises `KeyReused` when the key came with another request.
+    """
+    new = _values(author, new_id(), task)
+    with deleted_is_unauthenticated():
+        if idempotency is None:
+            return Created(*found(await db.row(CREATE, **new)), new["id"])
+        row = await db.row(CREATE_ONCE, **new, **key_values(idempotency))
+    assert row is not None
+    body, etag, kept_for, same = row
+    if not same:
+        raise KeyReused
+    task_id = UUID(kept_for)
+    return Created(body, etag, task_id, replayed=task_id != new["id"])
+
+
+async def read(db: Database, owner: UUID, task_id: UUID) -> Rendered:
     """Raises `NotFound`."""
-    return _found(await db.value(READ, owner=owner, id=task_id))
+    return found(await db.row(READ, owner=owner, id=task_id))
 
 
-async def page(db: Database, owner: UUID, *, limit: int = 50, is_completed: bool | None = None) -> str:
-    """A JSON array, the newest first; 1 to 200 tasks: all, the open ones, or the completed ones."""
-    return _found(await db.value(_PAGES[is_completed], owner=owner, limit=bounded(limit)))
-
-
-async def update(db: Database, owner: UUID, task_id: UUID, change: TaskUpdate) -> str:
-    """The task as it is afterwards, its version one higher. Raises `NotFound`.
+async def update(
+    db: Database, owner: UUID, task_id: UUID, change: TaskUpdate, *, if_match: str | None = None
+) -> Rendered:
+    """The task as it is afterwards, its version one higher. Raises `NotFound` and `PreconditionFailed`.
 
     A change that changes no field is answered with the task as it is, and makes no new version.
     """
     changes = change.changes()
     if not changes:
-        return await read(db, owner, task_id)
-    return _found(
-        await db.value(
-            UPDATE,
-            owner=owner,
-            id=task_id,
-            title=changes.get("title"),
-            describe="description" in changes,
-            description=changes.get("description"),
-            is_completed=changes.get("is_completed"),
-        )
-    )
+        now = await read(db, owner, task_id)
+        if if_match not in (None, ANY_VERSION, now.etag):
+            raise PreconditionFailed
+        return now
+    values = {
+        "owner": owner,
+        "id": task_id,
+        "title": changes.get("title"),
+        "describe": "description" in changes,
+        "description": changes.get("description"),
+        "is_completed": changes.get("is_completed"),
+    }
+    if if_match is None:
+        return outcome(await db.row(UPDATE, **values))
+    return outcome(await db.row(UPDATE_MATCHED, **values, if_match=if_match))
 
 
-async def delete(db: Database, owner: UUID, task_id: UUID) -> None:
-    """Raises `NotFound`."""
-    _found(await db.value(DELETE, owner=owner, id=task_id))
+async def put(
+    db: Database,
+    author: Author,
+    task_id: UUID,
+    task: TaskPut,
+    *,
+    if_match: str | None = None,
+    only_new: bool = False,
+) -> Put:
+    """The task of this id is as given from now on: made, or put in the place of the author's earlier one.
+
+    Raises `PreconditionFailed` when `if_match` names no stored version (also where no task is), and, with
+    `only_new`, when there is one.
+    """
+    values = _values(author, task_id, task)
+    with deleted_is_unauthenticated():
+        if if_match is not None:
+            try:
+                return Put(*outcome(await db.row(PUT_MATCHED, **values, if_match=if_match)), created=False)
+            except NotFound:
+                raise PreconditionFailed from None
+        row = await db.row(PUT_NEW if only_new else PUT, **values)
+    if row is None:
+        raise PreconditionFailed
+    return Put(row[0], row[1], created=only_new or row[2])
 
 
-def _found(value: str | None) -> str:
-    if value is None:
-        raise NotFound("There is no such task.")
-    return value
+async def delete(db: Database, owner: UUID, task_id: UUID, *, if_match: str | None = None) -> None:
+    """Raises `NotFound` and `PreconditionFailed`."""
+    if if_match is None:
+        outcome(await db.row(DELETE, owner=owner, id=task_id))
+    else:
+        outcome(await db.row(DELETE_MATCHED, owner=owner, id=task_id, if_match=if_match))
+
+
+def _values(author: Author, task_id: UUID, task: TaskCreate) -> dict[str, Any]:
+    return {
+        "owner": author.user_id,
+        "email": author.email,
+        "id": task_id,
+        "title": task.title,
+        "description": task.description,
+        "is_completed": task.is_completed,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +18,9 @@ from src.config.database import parse
 from src.models import TaskRead, UserRead
 from src.services import schema, tasks, users
 from src.services.statements import Statement
+from src.services.task_pages import PageQuery, form_of, statement_for
+
+PAGE = statement_for(form_of(PageQuery()))
 
 MOMENTS = [
     "0001-01-01 00:00:00+00",
@@ -113,11 +117,11 @@ async def test_every_text_is_written_alike(
 
 async def test_a_page_is_written_as_pydantic_writes_a_list(rows: Rows) -> None:
     page: TypeAdapter[list[TaskRead]] = TypeAdapter(list[TaskRead])
-    arguments = tasks.PAGE.arguments({"owner": rows.owner, "limit": 200})
-    assert await rows.connection.fetchval(tasks.PAGE.sql, *arguments) == "[]"
+    arguments = PAGE.arguments({"owner": rows.owner, "limit": 200})
+    assert await rows.connection.fetchval(PAGE.sql, *arguments) == "[]"
     for number in range(3):
         await rows.store(title=f'"{number}",\n')
-    text = await rows.connection.fetchval(tasks.PAGE.sql, *arguments)
+    text = await rows.connection.fetchval(PAGE.sql, *arguments)
     assert text == page.dump_json(page.validate_json(text)).decode()
     assert len(page.validate_json(text)) == 3
 
@@ -127,18 +131,21 @@ async def test_a_user_is_written_alike(rows: Rows) -> None:
     assert text == UserRead.model_validate_json(text).model_dump_json()
 
 
-async def test_statements_give_one_text_column(rows: Rows) -> None:
+async def test_no_column_that_a_statement_gives_has_the_type_of_a_tables_column(rows: Rows) -> None:
     for statement in everything():
         prepared = await rows.connection.prepare(statement.sql)
-        assert [attribute.type.name for attribute in prepared.get_attributes()] == ["text"], statement
+        kinds = [attribute.type.name for attribute in prepared.get_attributes()]
+        assert kinds[0] == "text", statement
+        assert set(kinds) <= {"text", "bool", "int8"}, statement
 
 
 async def test_statements_survive_a_changed_column_type_and_a_new_column(rows: Rows) -> None:
-    """Their result is one text column, so a plan that was made before the change goes on working."""
+    """Their result is text that they make, so a plan that was made before the change goes on working."""
     task_id = await rows.store(title="before")
     prepared = {statement: await rows.connection.prepare(statement.sql) for statement in everything()}
     values = {"owner": rows.owner, "id": task_id, "limit": 5, "email": "new@example.com", "title": "after"}
     values |= {"describe": True, "description": "d", "is_completed": True}
+    values |= {"key": "k", "request_hash": bytes(32), "kept_for": timedelta(hours=1)}
     await rows.connection.execute(
         "ALTER TABLE tasks ALTER title TYPE varchar(300), ALTER version TYPE bigint, ADD extra int DEFAULT 1"
     )
@@ -146,15 +153,23 @@ async def test_statements_survive_a_changed_column_type_and_a_new_column(rows: R
     changed = await prepared[tasks.UPDATE].fetchval(*tasks.UPDATE.arguments(values))
     assert TaskRead.model_validate_json(changed).title == "after"
     values |= {"id": uuid4()}
-    for statement in (users.CREATE, users.PAGE, users.FIND, users.READ, tasks.CREATE, tasks.READ, tasks.PAGE):
+    for statement in (users.CREATE, users.PAGE, users.FIND, users.READ, tasks.CREATE, tasks.READ, PAGE):
         assert await prepared[statement].fetchval(*statement.arguments(values)) is not None
-    for statement in (tasks.DELETE, users.DELETE):
-        assert await prepared[statement].fetchval(*statement.arguments(values)) == str(values["id"])
+    assert (
+        TaskRead.model_validate_json(
+            await prepared[tasks.DELETE].fetchval(*tasks.DELETE.arguments(values))
+        ).id
+        == values["id"]
+    )
+    for once in (tasks.CREATE_ONCE, tasks.PUT, tasks.PUT_NEW):
+        written = await prepared[once].fetchval(*once.arguments(values | {"id": uuid4()}))
+        assert TaskRead.model_validate_json(written).title == "after"
+    assert await prepared[users.DELETE].fetchval(*users.DELETE.arguments(values | {"id": rows.owner}))
 
 
 def everything() -> list[Statement]:
     found = [value for module in (users, tasks) for value in vars(module).values()]
-    return [value for value in found if isinstance(value, Statement)]
+    return [PAGE, *(value for value in found if isinstance(value, Statement))]
 
 
 @pytest.mark.debian
@@ -166,7 +181,7 @@ async def test_postgresql_15_writes_the_same(private_postgres: Any) -> None:
             for moment in MOMENTS:
                 await test_a_timestamp_is_written_alike_under_every_setting(rows, moment, setting)
         await test_a_page_is_written_as_pydantic_writes_a_list(Rows(rows.connection, await _another(rows)))
-        await test_statements_give_one_text_column(rows)
+        await test_no_column_that_a_statement_gives_has_the_type_of_a_tables_column(rows)
         await test_statements_survive_a_changed_column_type_and_a_new_column(rows)
 
 

@@ -19,6 +19,7 @@ from src.services import tasks, users
 from src.services.database import Database
 from src.services.embedded import EmbeddedPostgres
 from src.services.statements import Statement
+from src.services.tasks import Known, PageQuery
 
 PAGE: TypeAdapter[list[TaskRead]] = TypeAdapter(list[TaskRead])
 
@@ -28,12 +29,21 @@ async def an_owner(database: Database, name: str = "ada") -> UUID:
 
 
 async def create(database: Database, owner: UUID, **fields: Any) -> TaskRead:
-    create = TaskCreate(**{"title": "Learn"} | fields)
-    return TaskRead.model_validate_json(await tasks.create(database, owner, create))
+    new = TaskCreate(**{"title": "Learn"} | fields)
+    return TaskRead.model_validate_json((await tasks.create(database, Known(owner), new)).body)
+
+
+async def read(database: Database, owner: UUID, task_id: UUID) -> TaskRead:
+    return TaskRead.model_validate_json((await tasks.read(database, owner, task_id)).body)
+
+
+async def listed(database: Database, owner: UUID, **query: Any) -> list[TaskRead]:
+    return PAGE.validate_json((await tasks.page(database, owner, PageQuery(**query))).items)
 
 
 async def update(database: Database, owner: UUID, task_id: UUID, **fields: Any) -> TaskRead:
-    return TaskRead.model_validate_json(await tasks.update(database, owner, task_id, TaskUpdate(**fields)))
+    change = TaskUpdate(**fields)
+    return TaskRead.model_validate_json((await tasks.update(database, owner, task_id, change)).body)
 
 
 async def test_a_task_is_created_as_it_was_sent(database: Database) -> None:
@@ -44,12 +54,7 @@ async def test_a_task_is_created_as_it_was_sent(database: Database) -> None:
     assert task.created_at == task.updated_at
     assert (await create(database, owner)).description is None
     assert (await create(database, owner, is_completed=True)).is_completed
-    assert TaskRead.model_validate_json(await tasks.read(database, owner, task.id)) == task
-
-
-async def test_a_task_for_nobody_is_not_found(database: Database) -> None:
-    with pytest.raises(NotFound, match="user"):
-        await create(database, uuid4())
+    assert await read(database, owner, task.id) == task
 
 
 async def test_an_update_changes_what_was_sent_and_nothing_else(database: Database) -> None:
@@ -105,19 +110,19 @@ async def test_another_owners_task_is_as_if_it_were_not(database: Database) -> N
                 await attempt
             said.append(str(caught.value))
     assert len(set(said)) == 1
-    assert await tasks.page(database, bob) == "[]"
-    assert TaskRead.model_validate_json(await tasks.read(database, ada, task.id)) == task
+    assert (await tasks.page(database, bob)).items == "[]"
+    assert await read(database, ada, task.id) == task
 
 
 async def test_a_page_holds_the_newest_first(database: Database) -> None:
     owner = await an_owner(database)
     made = [await create(database, owner, is_completed=n % 2 == 0) for n in range(6)]
     newest_first = made[::-1]
-    assert PAGE.validate_json(await tasks.page(database, owner)) == newest_first
-    assert PAGE.validate_json(await tasks.page(database, owner, limit=2)) == newest_first[:2]
-    done = PAGE.validate_json(await tasks.page(database, owner, is_completed=True))
+    assert await listed(database, owner) == newest_first
+    assert await listed(database, owner, limit=2) == newest_first[:2]
+    done = await listed(database, owner, is_completed=True)
     assert done == [task for task in newest_first if task.is_completed]
-    todo = PAGE.validate_json(await tasks.page(database, owner, is_completed=False))
+    todo = await listed(database, owner, is_completed=False)
     assert todo == [task for task in newest_first if not task.is_completed]
 
 
@@ -127,14 +132,14 @@ async def test_tasks_of_one_instant_have_an_order(database: Database) -> None:
     async with database.transaction() as connection:
         insert = "INSERT INTO tasks (user_id, id, title) SELECT $1, unnest($2::uuid[]), 'a'"
         await connection.execute(insert, owner, ids)
-    page = PAGE.validate_json(await tasks.page(database, owner))
+    page = await listed(database, owner)
     assert [task.id for task in page] == sorted(ids, reverse=True)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 201, 2**63])
 async def test_a_page_of_tasks_is_bounded(database: Database, limit: int) -> None:
     with pytest.raises(Invalid):
-        await tasks.page(database, uuid4(), limit=limit)
+        await tasks.page(database, uuid4(), PageQuery(limit=limit))
 
 
 # Which way the server goes. Thousands of rows of many owners, analysed, as in a system that is in use.
@@ -177,12 +182,12 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 async def planned(
     connection: asyncpg.Connection[Any], sql: str, *arguments: Any
 ) -> tuple[set[str], set[str]]:
-    """The kinds of the plan's nodes, and the indexes it uses."""
+    """The kinds of the plan's nodes, and the indexes it uses, but for what looks for an account."""
     explained = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {sql}", *arguments))
     found = nodes(explained[0]["Plan"])
     return {node["Node Type"] for node in found}, {
         node["Index Name"] for node in found if "Index Name" in node
-    }
+    } - {"pk_deleted_users"}
 
 
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
@@ -192,9 +197,6 @@ async def planned(
         (tasks.READ, "pk_tasks"),
         (tasks.UPDATE, "pk_tasks"),
         (tasks.DELETE, "pk_tasks"),
-        (tasks.PAGE, "ix_tasks_user_id_created_at_id"),
-        (tasks.PAGE_OPEN, "ix_tasks_open"),
-        (tasks.PAGE_DONE, "ix_tasks_user_id_created_at_id"),
         (users.READ, "pk_users"),
         (users.FIND, "uq_users_email"),
         (users.PAGE, "uq_users_email"),

@@ -70,12 +70,12 @@ async def test_a_page_is_bounded(database: Database, limit: int) -> None:
 async def test_a_deleted_user_is_gone_with_all_tasks(database: Database) -> None:
     ada, bob = await create(database, "ada@example.com"), await create(database, "bob@example.com")
     for owner in (ada, bob):
-        await tasks.create(database, owner.id, TaskCreate(title="a"))
+        await tasks.create(database, tasks.Known(owner.id), TaskCreate(title="a"))
     await users.delete(database, ada.id)
     with pytest.raises(NotFound):
         await users.read(database, ada.id)
-    assert await tasks.page(database, ada.id) == "[]"
-    assert len(json.loads(await tasks.page(database, bob.id))) == 1
+    assert (await tasks.page(database, ada.id)).items == "[]"
+    assert len(json.loads((await tasks.page(database, bob.id)).items)) == 1
     with pytest.raises(NotFound):
         await users.delete(database, ada.id)
 
