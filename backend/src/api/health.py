@@ -111,7 +111,7 @@ _READY = {
     "asleep": {"status": "ready", "database": "asleep", "reason": None},
 }
 _NOT_READY = {
-    "starting": {"status": "not_ready", "database": "starting", "reason": "starting"},
+    "starting": {"status": "not_ready", "database": "starting", "reason": "connecting"},
     "down": {"status": "not_ready", "database": "down", "reason": "connection-refused"},
     "draining": {"status": "not_ready", "database": "up", "reason": "draining"},
 }
@@ -172,7 +172,7 @@ async def readyz(database: DatabaseDep, metrics: MetricsDep, draining: DrainingD
             "model": Health,
             **_examples(
                 HealthResponse.media_type,
-                starting=_health_example("fail", "starting", output="starting"),
+                starting=_health_example("fail", "starting", output="connecting"),
                 down=_health_example("fail", "down", output="connection-refused"),
             ),
         },

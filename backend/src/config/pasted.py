@@ -81,9 +81,19 @@ def read(text: str, known: Collection[str]) -> Pasted:
     if scheme := _SCHEME.match(text):
         return _read_url(text[scheme.end() :], known)
     if other := _OTHER_SCHEME.match(text):
-        known = other[1].lower()
-        if known in {"mysql", "mariadb", "sqlite", "mongodb", "redis", "http", "https", "mssql", "oracle"}:
-            return _refused(f"it is a {known} address.", f"Groundwork speaks to PostgreSQL: {EXAMPLE}.")
+        scheme_name = other[1].lower()
+        if scheme_name in {
+            "mysql",
+            "mariadb",
+            "sqlite",
+            "mongodb",
+            "redis",
+            "http",
+            "https",
+            "mssql",
+            "oracle",
+        }:
+            return _refused(f"it is a {scheme_name} address.", f"Groundwork speaks to PostgreSQL: {EXAMPLE}.")
     if re.match(r"\s*[a-z_]+\s*=", text):
         return _read_pairs(text)
     return _refused("it is not a PostgreSQL address.", f"It has to look like {EXAMPLE}.")

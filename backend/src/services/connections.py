@@ -281,14 +281,14 @@ class Connections:
                 diagnosis = diagnose(error)
                 self._count(diagnosis)
                 self.vitality.failure(diagnosis.reason, "connect")
-                if attempt == 1:
-                    log.warning("database.down", reason=diagnosis.reason)
-                if diagnosis.reason == "unexpected":
-                    log.exception("database.healer_met_a_defect")
                 if first and isinstance(error, ConfigurationError):
                     raise  # a certificate file that cannot be read: the message names it
                 if first and diagnosis.fatal:
                     raise as_refusal(diagnosis) from None
+                if attempt == 1:
+                    log.warning("database.down", reason=diagnosis.reason)
+                if diagnosis.reason == "unexpected":
+                    log.exception("database.healer_met_a_defect")
             else:
                 if attempt > 1 or first:
                     log.info("database.up", attempts=attempt, server_version=self.server_version)

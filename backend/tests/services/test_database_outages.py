@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import io
+import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -26,7 +28,8 @@ from src.errors import (
     RequestError,
     Unavailable,
 )
-from src.models import User
+from src.models import TaskCreate, TaskUpdate, User, UserCreate
+from src.services import tasks, users
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.revision import CodeRevision
@@ -107,6 +110,41 @@ async def test_a_read_and_a_single_statement_write_cost_one_round_trip_each(prox
     with proxy.counting() as count:
         await proxied.value(ADD_USER, email="ana@example.com")
         assert count().round_trips == 1
+
+
+async def test_whatever_is_done_with_users_and_tasks_costs_one_round_trip(
+    through_proxy: ConnectionSettings, proxy: Proxy
+):
+    async with Database(through_proxy, Limits(pool_size=1)) as database:
+        owner = UUID(json.loads(await users.create(database, UserCreate(email="ana@example.com")))["id"])
+        task = UUID(json.loads(await tasks.create(database, owner, TaskCreate(title="one")))["id"])
+        doomed = [
+            UUID(json.loads(await tasks.create(database, owner, TaskCreate(title="two")))["id"])
+            for _ in range(2)
+        ]
+        gone = [
+            UUID(json.loads(await users.create(database, UserCreate(email=f"{name}@example.com")))["id"])
+            for name in ("bo", "cy")
+        ]
+        change = TaskUpdate(description=None, is_completed=True)
+        work: dict[str, Callable[[int], Awaitable[object]]] = {
+            "users.create": lambda turn: users.create(database, UserCreate(email=f"{turn}@example.com")),
+            "users.read": lambda _: users.read(database, owner),
+            "users.find": lambda _: users.find(database, "ana@example.com"),
+            "users.page": lambda _: users.page(database),
+            "users.delete": lambda turn: users.delete(database, gone[turn]),
+            "tasks.create": lambda _: tasks.create(database, owner, TaskCreate(title="three")),
+            "tasks.read": lambda _: tasks.read(database, owner, task),
+            "tasks.page": lambda _: tasks.page(database, owner),
+            "tasks.page of open ones": lambda _: tasks.page(database, owner, is_completed=False),
+            "tasks.update": lambda _: tasks.update(database, owner, task, change),
+            "tasks.delete": lambda turn: tasks.delete(database, owner, doomed[turn]),
+        }
+        for name, do in work.items():
+            await do(0)  # The first time on a connection prepares the statement.
+            with proxy.counting() as count:
+                await do(1)
+                assert (name, count().round_trips) == (name, 1)
 
 
 async def test_a_session_on_the_same_connection_does_not_cost_later_statements_their_round_trip(
@@ -397,12 +435,16 @@ async def test_what_waiting_does_not_mend_ends_the_start(
 ):
     from pydantic import SecretStr
 
+    lines = io.StringIO()
+    configure("info", "json", lines)
     changed = {key: SecretStr(value) if key == "password" else value for key, value in wrong.items()}
     with pytest.raises(DatabaseRefused) as caught:
         async with Database(replace(connection_settings, **changed)):
             pass
     assert caught.value.reason == reason
     assert "wrong" not in str(caught.value)
+    # Whoever started it says the one line.
+    assert lines.getvalue() == ""
 
 
 async def test_a_certificate_file_that_is_not_there_ends_the_start_and_is_named(database_url: str):
