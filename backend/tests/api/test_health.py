@@ -229,6 +229,37 @@ async def test_a_stopped_server_is_seen_and_its_return_too(
     assert again.json() == {"status": "ready", "database": "up", "reason": None}
 
 
+async def test_d3_a_frozen_server_is_not_ready_within_the_budget_while_the_process_is_alive(
+    private_postgres: Callable[..., EmbeddedPostgres], serve: Serve
+) -> None:
+    server = private_postgres()
+    settings = load_settings(database_url=server.url)
+    async with serve(create_app(settings)) as client:
+        assert (await until(client, 200)).status_code == 200
+        server.freeze()
+        ready = await until(client, 503, settings.database_command_timeout_seconds)
+        started = time.monotonic()
+        alive = await client.get("/livez")
+        health = await client.get("/health")
+        assert time.monotonic() - started < 1.0
+        server.thaw()
+        again = await until(client, 200)
+    assert ready.json() == {"status": "not_ready", "database": "down", "reason": "timeout"}
+    assert alive.status_code == 200
+    assert (health.status_code, health.json()["status"]) == (503, "fail")
+    assert again.status_code == 200
+
+
+async def test_health_is_answered_in_under_five_milliseconds_when_warm(client: httpx.AsyncClient) -> None:
+    seconds = []
+    for _ in range(50):
+        started = time.perf_counter()
+        assert (await client.get("/health")).status_code == 200
+        seconds.append(time.perf_counter() - started)
+    # The best of many, because this machine may be busy with other tests.
+    assert min(seconds) < 0.005
+
+
 async def test_no_answer_shows_the_password_of_the_database(
     postgres: EmbeddedPostgres, database_url: str, serve: Serve, log: Log
 ) -> None:

@@ -150,7 +150,7 @@ async def until_ready(database: Database, ready: bool, seconds: float) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_active_behind_the_pooler_a_stop_is_known_within_two_seconds_and_a_start_within_two(
+async def test_active_behind_the_pooler_a_stop_is_known_within_two_seconds_and_a_start_after_its_retry(
     pooler: PgBouncer,
 ):
     async with Database(parse(pooler.url)) as database:
