@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -49,6 +50,8 @@ _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _LOG_SECONDS: Final = 30.0
+_PASSWORD: Final = re.compile(r"[A-Za-z0-9._~-]+")
+"""What stands in a URL as it is; ours are hexadecimal."""
 
 
 class EmbeddedPostgres:
@@ -77,6 +80,7 @@ class EmbeddedPostgres:
         self._password: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
+        self._log_from = 0
 
     # What a running server is asked for
 
@@ -151,6 +155,13 @@ class EmbeddedPostgres:
                 self._create_cluster()
             self._password = self._read_password()
             self._launch()
+        except OSError as error:
+            self._abandon()
+            where = f" ({error.filename})" if error.filename else ""
+            raise EmbeddedError(
+                f"The private PostgreSQL in {self.directory} could not be started: {error.strerror or error}{where}. "
+                f"Mend that, or choose another directory: DATA_DIRECTORY=<another directory>."
+            ) from error
         except BaseException:
             self._abandon()
             raise
@@ -202,6 +213,7 @@ class EmbeddedPostgres:
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         descriptor = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._log_from = os.fstat(descriptor).st_size
         try:
             self._process = subprocess.Popen(
                 command,
@@ -251,7 +263,7 @@ class EmbeddedPostgres:
         if self._port_given is not None:
             return self._port_given
         remembered = self._port or owner.read_note(self.directory / "server.json").get("port")
-        if isinstance(remembered, int) and processes.port_is_free(remembered):
+        if isinstance(remembered, int) and 0 < remembered < 65536 and processes.port_is_free(remembered):
             return remembered
         return processes.free_port()
 
@@ -319,9 +331,9 @@ class EmbeddedPostgres:
     def _read_password(self) -> str:
         path = self.site.home / "password"
         with contextlib.suppress(FileNotFoundError):
-            if password := path.read_text().strip():
+            if _PASSWORD.fullmatch(password := path.read_text(encoding="ascii", errors="replace").strip()):
                 return password
-        # Somebody deleted the note. The rows are worth more than it: set a new one.
+        # Somebody deleted or spoilt the note. The rows are worth more than it: set a new one.
         password = secrets.token_hex(24)
         self._single_user(self.data_path, f"ALTER ROLE \"{NAME}\" PASSWORD '{password}'")
         owner.write_privately(path, password)
@@ -397,7 +409,8 @@ class EmbeddedPostgres:
 
     def _log_tail(self, count: int = 12) -> str:
         with contextlib.suppress(OSError), self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            # What an earlier run said is no reason why this one failed.
+            log.seek(max(self._log_from, log.seek(0, os.SEEK_END) - 8192))
             return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-count:])
         return "(nothing)"
 

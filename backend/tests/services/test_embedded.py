@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -333,8 +334,10 @@ def test_secrets_are_for_their_owner_alone(private_postgres: Callable[..., Embed
     for path in server.directory.iterdir():
         if path.name != "lock":
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
-        if path.is_file() and path.name != "password":
-            assert server.password not in path.read_text(), path
+        if path.is_file():
+            secrets = {"password": server.password, "app-password": server.password_of("app")}
+            secrets.pop(path.name, None)
+            assert not [secret for secret in secrets.values() if secret in path.read_text()], path
     assert not [word for word in psutil.Process(server.pid).cmdline() if server.password in word]
     assert server.password not in repr(server)
     addresses = {
@@ -416,6 +419,40 @@ async def test_a_lost_password_is_made_anew_and_the_rows_stay(prepared: Path, bi
         assert await fetch(server.url, "SELECT x FROM kept") == 7
         with pytest.raises(asyncpg.InvalidPasswordError):
             await fetch(old, "SELECT 1")
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"\xff\xfe\x00", b"a@b/c#d:e?f", b"two\nlines"])
+async def test_a_spoilt_password_is_made_anew(prepared: Path, binaries: Path, spoilt: bytes) -> None:
+    server = EmbeddedPostgres(prepared, binaries=binaries, options=FAST)
+    (server.site.home / "password").write_bytes(spoilt)
+    with server:
+        assert await fetch(server.url, "SELECT 1") == 1
+
+
+@pytest.mark.parametrize("port", [0, -1, 99_999_999])
+async def test_a_note_of_an_impossible_port_is_no_obstacle(prepared: Path, binaries: Path, port: int) -> None:
+    (prepared / "server.json").write_text(json.dumps({"port": port}))
+    with EmbeddedPostgres(prepared, binaries=binaries, options=FAST) as server:
+        assert await fetch(server.url, "SELECT 1") == 1
+
+
+def test_what_the_file_system_refuses_is_said_as_a_sentence(prepared: Path, binaries: Path) -> None:
+    server = EmbeddedPostgres(prepared, binaries=binaries, options=FAST)
+    password = server.site.home / "password"
+    password.unlink()
+    password.mkdir()
+    with pytest.raises(EmbeddedError, match=r"could not be started: Is a directory \(.*password\)"):
+        server.start()
+    with owned(prepared):
+        pass
+
+
+def test_only_what_this_start_said_is_its_reason(prepared: Path, binaries: Path) -> None:
+    with EmbeddedPostgres(prepared, binaries=binaries, options=FAST) as server:
+        assert "ready to accept" in server.log_path.read_text()
+    with pytest.raises(EmbeddedError, match="nonsense") as refusal:
+        EmbeddedPostgres(prepared, binaries=binaries, options={"nonsense": "1"}).start()
+    assert "ready to accept" not in str(refusal.value)
 
 
 async def test_stop_kill_and_start_keep_port_and_rows(
