@@ -38,7 +38,7 @@ log = get_logger(__name__)
 _BACKOFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
-# The deadline of the caller for whom the pool opens a connection; it sets bounds where asyncpg passes none on.
+# The deadline of the caller for whom the pool opens a connection.
 _until: ContextVar[float] = ContextVar("connect_until", default=float("inf"))
 # After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
 _DISCARD_SECONDS = 1.0
@@ -141,12 +141,11 @@ class Connections:
             return connection
 
     async def _take(self, deadline: float) -> Connection:
-        # Not left set: a healer started from here would inherit a deadline that is not its own.
         waits = _until.set(deadline)
         try:
             return await self._pool.acquire()  # type: ignore[union-attr, return-value]
         finally:
-            _until.reset(waits)
+            _until.reset(waits)  # or a healer that is started from here would inherit it
 
     async def release(self, connection: Connection) -> None:
         """Gives a connection back that answered everything it was asked, outside any transaction."""
@@ -180,10 +179,8 @@ class Connections:
         return not self._queue.locked()
 
     def lost(self, diagnosis: Diagnosis, *, waited_seconds: float | None = None) -> None:
-        """A lent connection was lost. A closed socket may be that connection's own end, and a statement that waited
-        less long than the server itself allows it may only have been slow: the healer finds out.
-
-        None has waited a whole command timeout. A statement that nobody answered means a dead server."""
+        """A lent connection was lost. A statement unanswered for a command timeout (None) means a dead server; a
+        closed socket, or one that waited less than the server itself allows, does not yet."""
         if self._closing:
             return
         patient = waited_seconds is None or waited_seconds >= self.limits.statement_timeout_seconds
