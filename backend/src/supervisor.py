@@ -141,7 +141,9 @@ class _Supervisor:
         port = listeners[0].getsockname()[1]
         changes: dict[str, Any] = {"port": port, "workers": len(listeners)}
         if postgres is not None:
-            changes["database_url"] = SecretStr(postgres.url)
+            # Workers are bound by row-level security; only migrations run as the owner of the tables.
+            changes["database_url"] = SecretStr(postgres.application_url)
+            changes["database_migration_url"] = SecretStr(postgres.url)
         if watch:
             # Whoever edits a file waits for it, and no load balancer does.
             changes["drain_grace_seconds"] = 0.0

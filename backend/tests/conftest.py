@@ -26,6 +26,7 @@ from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
 from src.services import embedded_place
 from src.services.embedded import EmbeddedPostgres
+from src.services.embedded_roles import APPLICATION
 from src.services.signing import new_key
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def prepared_cluster() -> Iterator[Callable[[Path, Path | None], None]]:
                     pass
                 originals[binaries] = original
             directory.mkdir(mode=0o711)
-            for name in ("postgres", "password"):
+            for name in ("postgres", "password", "app-password"):
                 # Unlike shutil, cp keeps the owner.
                 subprocess.run(["cp", "-a", str(originals[binaries] / name), str(directory)], check=True)
 
@@ -266,6 +267,12 @@ def database_url(postgres: EmbeddedPostgres, administrator: Administrator, templ
 
 
 @pytest.fixture
+def app_database_url(postgres: EmbeddedPostgres, database_url: str) -> str:
+    """The URL of the same database for the role that the service connects as: bound by row-level security."""
+    return postgres.url_for(database_url.rsplit("/", 1)[1], role=APPLICATION)
+
+
+@pytest.fixture
 def connection_settings(database_url: str) -> ConnectionSettings:
     return parse(database_url)
 
@@ -276,4 +283,13 @@ async def database(connection_settings: ConnectionSettings) -> AsyncIterator[Dat
     from src.services.database import Database
 
     async with Database(connection_settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def app_database(app_database_url: str) -> AsyncIterator[Database]:
+    """As `database`, and on the same one, connected as the service is."""
+    from src.services.database import Database
+
+    async with Database(parse(app_database_url)) as opened:
         yield opened

@@ -61,10 +61,14 @@ def for_verifying(stack: ExitStack) -> tuple[Callable[[], Settings], str]:
 
 
 def _running(found: Settings) -> Settings | None:
-    from .embedded import running_url
+    from .embedded_roles import APPLICATION, running_url
 
     url = running_url(found.data_directory)
-    return None if url is None else load_settings(database_url=url, database_migration_url=url)
+    if url is None:
+        return None
+    # A server that an older version started knows no role for the application yet.
+    theirs = running_url(found.data_directory, role=APPLICATION) or url
+    return load_settings(database_url=theirs, database_migration_url=url)
 
 
 def _start(found: Settings, stack: ExitStack) -> Settings:
@@ -81,7 +85,7 @@ def _start(found: Settings, stack: ExitStack) -> Settings:
     except GroundworkError:
         raise ConfigurationError([problem]) from None
     server = stack.enter_context(EmbeddedPostgres(found.data_directory))
-    started = load_settings(database_url=server.url, database_migration_url=server.url)
+    started = load_settings(database_url=server.application_url, database_migration_url=server.url)
     asyncio.run(schema.create_tables(migration_connection(started)))
     return started
 

@@ -9,10 +9,11 @@ What lies in the data directory:
     lock            who owns it: an flock, and a line of JSON that says who holds it
     server.json     where a running server is reached (no password)
     password        the superuser's password, mode 0600
+    app-password    that of the role which the service connects as, mode 0600
     postgres/       the cluster
     postgres.log    what PostgreSQL says; postgres.log.1 is the part before
 
-When root starts it in a place that an unprivileged user cannot reach, the last three live under
+When root starts it in a place that an unprivileged user cannot reach, the last four live under
 /var/lib/groundwork instead (`locate` in `embedded_place`); `data_path` says where the cluster is.
 """
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -40,18 +40,31 @@ from . import embedded_place as place
 from . import embedded_processes as processes
 from .embedded_owner import DataDirectoryBusy, owned
 from .embedded_place import EmbeddedError
+from .embedded_roles import (
+    APPLICATION,
+    NAME,
+    PASSWORD_FILES,
+    noted_password,
+    running_url,
+    url_of,
+    with_password,
+)
 
-__all__ = ["DataDirectoryBusy", "EmbeddedError", "EmbeddedPostgres", "erase", "owned", "running_url"]
-
-NAME: Final = "groundwork"
-"""Both the superuser and the database that is made with the cluster."""
+__all__ = [
+    "APPLICATION",
+    "NAME",
+    "DataDirectoryBusy",
+    "EmbeddedError",
+    "EmbeddedPostgres",
+    "erase",
+    "owned",
+    "running_url",
+]
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _LOG_SECONDS: Final = 30.0
-_PASSWORD: Final = re.compile(r"[A-Za-z0-9._~-]+")
-"""What stands in a URL as it is; ours are hexadecimal."""
 
 
 class EmbeddedPostgres:
@@ -77,7 +90,7 @@ class EmbeddedPostgres:
         self._site: place.Site | None = None
         self._lock: int | None = None
         self._port: int | None = None
-        self._password: str | None = None
+        self._passwords: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._log_from = 0
@@ -103,17 +116,26 @@ class EmbeddedPostgres:
 
     @property
     def password(self) -> str:
-        if self._password is None:
+        """The superuser's."""
+        return self._password_of(NAME)
+
+    def _password_of(self, role: str) -> str:
+        if role not in self._passwords:
             raise EmbeddedError("The embedded PostgreSQL has not been started.")
-        return self._password
+        return self._passwords[role]
 
     @property
     def url(self) -> str:
-        """Where the database `groundwork` is reached, password included: never print it."""
+        """Where the superuser reaches the database `groundwork`, password included: never print it."""
         return self.url_for(NAME)
 
-    def url_for(self, database: str) -> str:
-        return _url(self.password, self.port, database)
+    @property
+    def application_url(self) -> str:
+        """The same for the role that the service connects as."""
+        return self.url_for(NAME, role=APPLICATION)
+
+    def url_for(self, database: str, *, role: str = NAME) -> str:
+        return url_of(role, self._password_of(role), self.port, database)
 
     @property
     def site(self) -> place.Site:
@@ -149,11 +171,13 @@ class EmbeddedPostgres:
             # Where no parent-death signal ended it, a server may have outlived its owner.
             processes.end_all_of(self.data_path, _STOP_SECONDS)
             for leftover in self.site.home.glob("postgres.new-*"):
+                # A killed initdb's own child may still write there, and would leave something behind.
+                processes.end_all_of(leftover / "cluster", _STOP_SECONDS)
                 shutil.rmtree(leftover, ignore_errors=True)
             self._refuse_other_version()
             if not (self.data_path / "PG_VERSION").exists():
                 self._create_cluster()
-            self._password = self._read_password()
+            self._passwords = {role: self._read_password(role) for role in PASSWORD_FILES}
             self._launch()
         except OSError as error:
             self._abandon()
@@ -278,11 +302,11 @@ class EmbeddedPostgres:
                     f"{self.data_path} holds files, but no PostgreSQL cluster. Move them away."
                 )
             self.data_path.rmdir()
-        password = secrets.token_hex(24)
+        passwords = {role: secrets.token_hex(24) for role in PASSWORD_FILES}
         building = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=home))
         try:
             secret = building / "password"
-            owner.write_privately(secret, password)
+            owner.write_privately(secret, passwords[NAME])
             self.site.give(secret)
             # Given away last: while root writes here, nobody else may.
             self.site.give(building)
@@ -296,11 +320,13 @@ class EmbeddedPostgres:
                     f"--pwfile={secret}", *(["--no-sync"] if hasty else []),
                 ]
             )  # fmt: skip
-            self._single_user(cluster, f'CREATE DATABASE "{NAME}"', *(["-F"] if hasty else []))
-            # The password lands first: a cluster without its password would be a locked door.
-            owner.write_privately(home / "password", password)
+            made = [f'CREATE DATABASE "{NAME}"', *with_password(APPLICATION, passwords[APPLICATION])]
+            self._single_user(cluster, made, *(["-F"] if hasty else []))
+            # The passwords land first: a cluster without its password would be a locked door.
+            for role, file in PASSWORD_FILES.items():
+                owner.write_privately(home / file, passwords[role])
             cluster.rename(self.data_path)
-            _sync_directory(home)
+            owner.sync_directory(home)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
@@ -323,19 +349,20 @@ class EmbeddedPostgres:
             said = (completed.stderr + completed.stdout).strip()
             raise EmbeddedError(f"{arguments[0]} failed (exit code {completed.returncode}):\n{said}")
 
-    def _single_user(self, cluster: Path, statement: str, *options: str) -> None:
+    def _single_user(self, cluster: Path, commands: list[str], *options: str) -> None:
         self._run_tool(
-            ["postgres", "--single", "-D", str(cluster), *options, "postgres"], stdin=statement + "\n"
+            ["postgres", "--single", "-D", str(cluster), *options, "postgres"],
+            stdin="".join(f"{command}\n" for command in commands),
         )
 
-    def _read_password(self) -> str:
-        path = self.site.home / "password"
-        with contextlib.suppress(FileNotFoundError):
-            if _PASSWORD.fullmatch(password := path.read_text(encoding="ascii", errors="replace").strip()):
-                return password
-        # Somebody deleted or spoilt the note. The rows are worth more than it: set a new one.
+    def _read_password(self, role: str) -> str:
+        path = self.site.home / PASSWORD_FILES[role]
+        if (noted := noted_password(path)) is not None:
+            return noted
+        # Somebody deleted or spoilt the note, or an older version never made one. The rows are worth more
+        # than it: set a new one.
         password = secrets.token_hex(24)
-        self._single_user(self.data_path, f"ALTER ROLE \"{NAME}\" PASSWORD '{password}'")
+        self._single_user(self.data_path, with_password(role, password))
         owner.write_privately(path, password)
         return password
 
@@ -419,21 +446,6 @@ class _PortTaken(Exception):
     pass
 
 
-def running_url(directory: Path) -> str | None:
-    """The URL of the embedded server that is running on `directory`, or None. Contains the password."""
-    state = owner.read_note(Path(directory).absolute() / "server.json")
-    port, pid, home = state.get("port"), state.get("pid"), state.get("home")
-    if not (isinstance(port, int) and isinstance(pid, int) and isinstance(home, str)):
-        return None
-    if not processes.alive(pid) or not processes.answers(port):
-        return None
-    try:
-        password = (Path(home) / "password").read_text().strip()
-    except OSError:
-        return None
-    return _url(password, port, NAME)
-
-
 def erase(directory: Path) -> None:
     """Delete the cluster that belongs to `directory`, its password and its log. Only for who has it `owned`."""
     server = EmbeddedPostgres(directory)
@@ -443,13 +455,9 @@ def erase(directory: Path) -> None:
         doomed = server.data_path.with_name("postgres.new-doomed")
         server.data_path.rename(doomed)
         shutil.rmtree(doomed)
-    for name in ("password", "postgres.log", "postgres.log.1"):
+    for name in (*PASSWORD_FILES.values(), "postgres.log", "postgres.log.1"):
         (server.site.home / name).unlink(missing_ok=True)
     (server.directory / "server.json").unlink(missing_ok=True)
-
-
-def _url(password: str, port: int, database: str) -> str:
-    return f"postgresql://{NAME}:{password}@127.0.0.1:{port}/{database}"
 
 
 def _locale_arguments(major: int) -> list[str]:
@@ -457,11 +465,3 @@ def _locale_arguments(major: int) -> list[str]:
     if major >= 17:
         return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     return ["--locale=C"]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

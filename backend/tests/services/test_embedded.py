@@ -368,6 +368,37 @@ async def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_made(
         assert not list(directory.glob("postgres.new-*"))
 
 
+async def test_what_a_killed_initdb_left_running_is_ended_before_its_files_go(
+    prepared: Path, binaries: Path
+) -> None:
+    server = EmbeddedPostgres(prepared, binaries=binaries, options=FAST)
+    with server:
+        pass
+    half_made = server.site.home / "postgres.new-killed"
+    shutil.copytree(server.data_path, half_made / "cluster")
+    for path in (half_made, *half_made.rglob("*")):
+        server.site.give(path)
+    # What initdb's child is: a single-user server that waits for its next line.
+    left = subprocess.Popen(
+        [binaries / "postgres", "--single", "-D", half_made / "cluster", "postgres"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=server.site.environment(),
+        **server.site.identity(),
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not (half_made / "cluster" / "postmaster.pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with server:
+            assert left.wait(1) < 0
+            assert not half_made.exists()
+    finally:
+        left.kill()
+        left.communicate()
+
+
 def test_a_failed_initdb_says_why_and_leaves_nothing(
     directory: Path, binaries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
