@@ -50,16 +50,7 @@ from .embedded_roles import (
     with_password,
 )
 
-__all__ = [
-    "APPLICATION",
-    "NAME",
-    "DataDirectoryBusy",
-    "EmbeddedError",
-    "EmbeddedPostgres",
-    "erase",
-    "owned",
-    "running_url",
-]
+__all__ = ["DataDirectoryBusy", "EmbeddedError", "EmbeddedPostgres", "erase", "owned", "running_url"]
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
