@@ -108,9 +108,10 @@ class EmbeddedPostgres:
     @property
     def password(self) -> str:
         """The superuser's."""
-        return self._password_of(NAME)
+        return self.password_of(NAME)
 
-    def _password_of(self, role: str) -> str:
+    def password_of(self, role: str) -> str:
+        """Of the superuser or of the application's role, once started: never print it."""
         if role not in self._passwords:
             raise EmbeddedError("The embedded PostgreSQL has not been started.")
         return self._passwords[role]
@@ -126,7 +127,7 @@ class EmbeddedPostgres:
         return self.url_for(NAME, role=APPLICATION)
 
     def url_for(self, database: str, *, role: str = NAME) -> str:
-        return url_of(role, self._password_of(role), self.port, database)
+        return url_of(role, self.password_of(role), self.port, database)
 
     @property
     def site(self) -> place.Site:
