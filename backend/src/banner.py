@@ -23,6 +23,10 @@ def show(settings: Settings, address: tuple[Any, ...], postgres: EmbeddedPostgre
         facts["database"] = require_database(settings).redacted()
     if postgres is not None:
         facts["data"] = str(postgres.data_path)
+    if settings.environment == "development":
+        from .services.examination import command
+
+        facts["access"] = command("user token you@example.com --create")
     if settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty()):
         facts["try"] = f"curl {url}/health"
         width = max(map(len, facts)) + 2

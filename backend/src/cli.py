@@ -1,4 +1,4 @@
-"""The command line: `python -m src serve | verify | migrate | config | openapi | user | task | psql`.
+"""The command line: `python -m src COMMAND`.
 
 What is for people goes to standard error, data to standard output. Exit codes: 0 success, 1 a check or an
 operation failed, 2 usage, 3 configuration or credentials, 130 interrupted. Each command imports what it needs when
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import terminal
+from .cli_keys import keys
 from .cli_migrate import migrate
 from .cli_rows import task, user
 from .errors import ConfigurationError, Conflict, GroundworkError, Invalid, NotFound, OutcomeUnknown
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Groundwork: the backend and data layer of a multi-user task service.", **terminal.PLAIN
 )
 app.add_typer(migrate, name="migrate")
+app.add_typer(keys, name="keys")
 app.add_typer(user, name="user")
 app.add_typer(task, name="task")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID
 
 import typer
 
 from . import terminal
-from .errors import Conflict
+from .errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from .services.database import Database
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-user = typer.Typer(help="Add, list and delete users.", **terminal.PLAIN)
+LONGEST_MINUTES = 30 * 24 * 60
+
+user = typer.Typer(help="Add, list and delete users, and speak for them.", **terminal.PLAIN)
 task = typer.Typer(help="Add, list, finish and delete a user's tasks.", **terminal.PLAIN)
 
 Email = Annotated[str, typer.Argument(metavar="EMAIL", help="The user's e-mail address.")]
@@ -69,6 +72,39 @@ def user_delete(email: Email, yes: terminal.Yes = False) -> None:
 
     _with_database(work)
     terminal.say(f"Deleted {address}.")
+
+
+@user.command("token")
+def user_token(
+    email: Email,
+    create: Annotated[bool, typer.Option("--create", help="Make the user first if there is none.")] = False,
+    minutes: Annotated[
+        int, typer.Option(min=1, max=LONGEST_MINUTES, help="For how long it is accepted.")
+    ] = 60,
+) -> None:
+    """Print an access token that speaks for a user.
+
+    Send it as `Authorization: Bearer <token>`. Whoever has it is that user until it ends.
+    """
+    from .models import UserCreate
+    from .services import attach, users
+    from .services.signing import SigningKeys
+
+    address = _address(email)
+    # First, so that nobody is made when no token can be.
+    keys = SigningKeys.from_settings(attach.settings()[0])
+
+    async def work(database: Database) -> UUID:
+        if create:
+            with suppress(Conflict):
+                return UUID(json.loads(await users.create(database, UserCreate(email=address)))["id"])
+        return await _owner(database, address)
+
+    try:
+        user_id = _with_database(work)
+    except NotFound:
+        raise NotFound(f"There is no user {address}. Make one with --create.") from None
+    terminal.emit(keys.mint(user_id, address, minutes * 60))
 
 
 @task.command("add")
