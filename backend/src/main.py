@@ -13,7 +13,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from .api import health, problems, reference
+from .api import health, problems, reference, tasks
+from .api.cors import Cors
+from .api.cursors import Cursors
 from .api.middleware import RequestMiddleware
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
@@ -31,7 +33,19 @@ DESCRIPTION = """The backend and data layer of a multi-user task service, on Pos
 
 Errors are `application/problem+json`; [the catalogue](/problems) explains each kind. 2xx means committed,
 and 503 means that nothing was written. Every answer carries an `X-Request-ID`; one of your own is kept when
-it is 1 to 128 letters, digits or `._:=+/-`."""
+it is 1 to 128 letters, digits or `._:=+/-`.
+
+Beside what each operation lists, HTTP itself may be refused: 400 for a request that is none, 405 for a method
+that is not answered, 431 for headers over 32 KiB. Within `/v1` fields and operations are added, and nothing that
+is there changes its meaning or goes; what has to, comes as `/v2` beside it."""
+
+TAGS = [
+    {"name": "tasks", "description": "What somebody wants done. Everybody sees and changes their own only."},
+    {
+        "name": "health",
+        "description": "For load balancers, orchestrators and monitoring; no token is needed.",
+    },
+]
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
@@ -43,7 +57,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             try:
-                app.state.identity = await stack.enter_async_context(Identity.from_settings(settings))
+                identity = await stack.enter_async_context(Identity.from_settings(settings))
+                app.state.identity = identity
+                app.state.cursors = Cursors(identity.signing.derive_all(b"cursors"))
                 opened = _database(settings, metrics) if database is None else database
                 if database is None:
                     await stack.enter_async_context(opened)
@@ -64,7 +80,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         title=TITLE,
         version=VERSION,
         description=DESCRIPTION,
-        license_info={"name": "MIT"},
+        license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[{"url": "/", "description": "This service."}],
+        openapi_tags=TAGS,
         lifespan=lifespan,
         # The reference serves these itself, without the internet.
         openapi_url=None,
@@ -80,8 +98,14 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.identity = None
     app.state.draining = False
     app.state.refusal = None
-    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        cors=Cors(settings.cors_origins) if settings.cors_origins else None,
+    )
     problems.install(app)
+    app.include_router(tasks.router)
     app.include_router(health.router)
     reference.install(app)
     return app

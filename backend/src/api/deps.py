@@ -16,9 +16,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ..config.settings import Settings
 from ..errors import Unauthenticated, Unavailable
+from ..models import TaskCreate, TaskPut, TaskUpdate
 from ..services.database import Database
 from ..services.identity import Identity, Principal
 from ..services.metrics import Metrics
+from . import examples
+from .bodies import Strict
+from .conditions import Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
+from .pages import Asked, Listing, TaskQuery
 
 
 async def _database(request: Request) -> Database:
@@ -99,3 +104,25 @@ async def _accept(request: Request) -> str:
 
 
 AcceptDep = Annotated[str, Depends(_accept)]
+
+
+# What came in, in the order in which an endpoint names it: nothing is read for a caller who is not known.
+
+NewTask = Annotated[TaskCreate, Depends(Strict(TaskCreate, examples.NEW))]
+WholeTask = Annotated[TaskPut, Depends(Strict(TaskPut, examples.WHOLE))]
+TaskChange = Annotated[TaskUpdate, Depends(Strict(TaskUpdate, examples.CHANGE))]
+
+HasDep = Annotated[Tags, Depends(IfNoneMatch())]
+ConditionDep = Annotated[Condition, Depends(IfMatch())]
+PutConditionDep = Annotated[Condition, Depends(IfMatch(creates=True))]
+RepeatDep = Annotated[Repeat, Depends(IdempotencyHeader())]
+
+
+async def _listing(
+    request: Request, principal: PrincipalDep, asked: Annotated[TaskQuery, Depends(Asked())]
+) -> Listing:
+    path = cast(str, request.scope["path"])
+    return Listing(asked, path, principal.user_id, request.app.state.cursors)
+
+
+ListingDep = Annotated[Listing, Depends(_listing)]

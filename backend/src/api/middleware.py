@@ -1,7 +1,7 @@
 """What happens around every request: one raw ASGI middleware, because each layer costs every request.
 
-It gives the request an id, bounds its body, turns an unexpected exception into a 500 problem, counts and
-times the answer under its route template, and writes one log line.
+It gives the request an id, bounds its body, tells browsers which pages may read the answer, turns an unexpected
+exception into a 500 problem, counts and times the answer under its route template, and writes one log line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from ..config.redaction import redact_text
 from ..errors import GroundworkError, InternalFault, OutcomeUnknown, RequestError, Unavailable
 from ..services.metrics import Metrics
 from . import problems
+from .cors import Cors
 
 # Long enough for every tracing system's ids, and nothing that a log or a header could be broken with.
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/-]{1,128}")
@@ -30,7 +32,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
+# No answer is for guessing at, and no address of ours (it may name a task) is for the next site to know.
+_ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 # These libraries quote values (parameters, keys of rows, inputs) in their messages.
 _QUOTING = ("asyncpg", "sqlalchemy", "pydantic", "pydantic_core", "fastapi")
 
@@ -38,12 +41,21 @@ log = get_logger("groundwork.http")
 
 
 class RequestMiddleware:
-    """`Metrics` counts what passes; `max_body_bytes` bounds what comes in."""
+    """`Metrics` counts what passes; `max_body_bytes` bounds what comes in, `larger` does so for the paths in it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        larger: Mapping[str, int] | None = None,
+        cors: Cors | None = None,
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
+        self.larger = larger or {}
+        self.cors = cors
         # A random start and a counter: unique without asking the kernel for random bytes at every request.
         self._prefix = os.urandom(8).hex()
         self._count = itertools.count(1)
@@ -80,6 +92,11 @@ class RequestMiddleware:
 
         status = 0
         left = self.max_body_bytes
+        if self.larger:
+            # Looked up once, by the path alone: what is read is bounded before a route is chosen.
+            left = self.larger.get(scope["path"].removeprefix(scope.get("root_path", "")), left)
+        bound = left
+        shared = self.cors.headers(scope) if self.cors is not None else ()
 
         async def bounded_receive() -> Message:
             nonlocal left
@@ -94,7 +111,12 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id), _NOSNIFF]
+                headers = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id),
+                    *_ON_EVERY_ANSWER,
+                    *shared,
+                ]
                 message = {**message, "headers": headers}
             elif method == "HEAD" and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
@@ -107,16 +129,21 @@ class RequestMiddleware:
         unexpected: BaseException | None = None
         context = bind_contextvars(request_id=text_id)
         try:
-            if announced > self.max_body_bytes:
+            if announced > bound:
                 await say(problems.TooLarge())
+            elif self.cors is not None and (permission := self.cors.preflight(scope)) is not None:
+                await permission(inner, receive, finished_send)
             else:
                 await self.app(inner, bounded_receive, finished_send)
         except asyncio.CancelledError as error:
             # The server gives up on requests that outlive its shutdown. A write may have been stored.
             unexpected = error
             if not status:
-                cut = Unavailable("cancelled", "The service is stopping.")
-                await say(cut if method in _SAFE_METHODS else OutcomeUnknown("cancelled"))
+                cut: RequestError = Unavailable("cancelled", "The service is stopping.")
+                if method not in _SAFE_METHODS:
+                    again = problems.REPEAT_AFTER_SECONDS if state.get("repeatable") else None
+                    cut = OutcomeUnknown("cancelled", retry_after_seconds=again)
+                await say(cut)
             raise
         except Exception as error:
             # Once an answer has begun nothing can replace it: it stays unfinished, and the server, seeing

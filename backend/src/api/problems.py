@@ -22,10 +22,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InputFault, Invalid, NotFound, RequestError, Unauthenticated
+from ..errors import InputFault, Invalid, NotFound, OutcomeUnknown, RequestError, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED_FAULTS = 20
+# With an Idempotency-Key a write of unknown outcome may be sent again.
+REPEAT_AFTER_SECONDS = 1
 
 
 class Malformed(RequestError):
@@ -181,7 +183,8 @@ def headers_of(error: RequestError) -> dict[str, str]:
 
 def _challenge(error: Unauthenticated) -> str:
     """RFC 6750, 3.1: a request without any token learns no error code; one with a bad token does."""
-    return "Bearer" if error.reason == "no-token" else 'Bearer error="invalid_token"'
+    realm = 'Bearer realm="groundwork"'
+    return realm if error.reason == "no-token" else f'{realm}, error="invalid_token"'
 
 
 def answer(error: RequestError, request_id: str) -> Response:
@@ -198,6 +201,8 @@ def install(app: FastAPI) -> None:
 
 
 def _finish(request: Request, error: RequestError) -> Response:
+    if isinstance(error, OutcomeUnknown) and getattr(request.state, "repeatable", False):
+        error.retry_after_seconds = error.retry_after_seconds or REPEAT_AFTER_SECONDS
     # The middleware adds the problem and its reason to the request's one log line.
     request.state.problem = error
     return answer(error, request.state.request_id)
@@ -216,11 +221,7 @@ async def _on_bad_input(request: Request, error: Exception) -> Response:
     # FastAPI hands the body on as bytes when its Content-Type does not say JSON.
     if isinstance(error.body, bytes) and any(fault["loc"][:1] == ("body",) for fault in found):
         return _finish(request, UnsupportedMediaType())
-    detail = None
-    if len(found) > MAX_LISTED_FAULTS:
-        detail = f"The first {MAX_LISTED_FAULTS} of {len(found)} faults are listed."
-    faults = [input_fault(fault) for fault in found[:MAX_LISTED_FAULTS]]
-    return _finish(request, Invalid(detail, faults=faults))
+    return _finish(request, invalid(found))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -295,10 +296,24 @@ SENTENCES: Mapping[str, str] = {
     "model_type": "Has to be an object.",
     "model_attributes_type": "Has to be an object.",
     "none_required": "Has to be null.",
+    "union_tag_not_found": "Has to have the field {discriminator}.",
+    "union_tag_invalid": "Has to be one of: {expected_tags}.",
+    "text_nul": "Has to be without the character U+0000.",
+    "text_surrogate": "Has to be valid Unicode.",
+    "timestamp_range": "Has to lie in the years 1 to 9999 in UTC.",
+    "text_blank": "Has to hold more than white space.",
     "enum": "Has to be one of: {expected}.",
     "literal_error": "Has to be one of: {expected}.",
 }
 OTHERWISE = "Is not acceptable."
+
+
+def invalid(found: Sequence[Mapping[str, Any]]) -> Invalid:
+    """Pydantic's error records as one error of ours; each `loc` begins with the place (`body`, `query`, ...)."""
+    detail = None
+    if len(found) > MAX_LISTED_FAULTS:
+        detail = f"The first {MAX_LISTED_FAULTS} of {len(found)} faults are listed."
+    return Invalid(detail, faults=[input_fault(fault) for fault in found[:MAX_LISTED_FAULTS]])
 
 
 def input_fault(fault: Mapping[str, Any]) -> InputFault:
@@ -341,9 +356,15 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             implied: list[type[RequestError]] = [RequestError]
             if "requestBody" in operation:
                 implied += [Malformed, TooLarge, UnsupportedMediaType]
-            if "requestBody" in operation or operation.get("parameters"):
+            # A path that has to hold a UUID, and does not, is another path: 404.
+            checked = [one for one in operation.get("parameters", ()) if not _is_header_or_uuid(one)]
+            if "requestBody" in operation or checked:
                 implied.append(Invalid)
             for status, entry in responses(*implied).items():
                 listed.setdefault(str(status), entry)
             operation["responses"] = dict(sorted(listed.items()))
     return document
+
+
+def _is_header_or_uuid(parameter: Mapping[str, Any]) -> bool:
+    return bool(parameter["in"] == "header" or parameter["schema"].get("format") == "uuid")

@@ -16,7 +16,10 @@ from fastapi import FastAPI
 from src.config import logging
 from src.config.settings import load_settings
 from src.main import create_app
+from src.models.base import new_id
+from src.services import signing
 
+KEY = signing.new_key()
 Serve = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeApp = Callable[..., FastAPI]
 
@@ -26,7 +29,7 @@ def make_app(database_url: str) -> MakeApp:
     """Makes an application with these settings on the test's database."""
 
     def make(**settings: Any) -> FastAPI:
-        return create_app(load_settings(**{"database_url": database_url, **settings}))
+        return create_app(load_settings(**{"database_url": database_url, "signing_keys": KEY, **settings}))
 
     return make
 
@@ -49,6 +52,35 @@ def serve() -> Serve:
 async def client(make_app: MakeApp, serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
     async with serve(make_app()) as opened:
         yield opened
+
+
+class Person:
+    """Somebody with an access token of ours. The account is made by the first write."""
+
+    def __init__(self, client: httpx.AsyncClient, email: str | None = None) -> None:
+        self.id = new_id()
+        self.client = client
+        self.token = signing.SigningKeys(signing.seeds(KEY)).mint(self.id, email, 3600)
+
+    async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.token}", **more.pop("headers", {})}
+        return await self.client.request(method, path, headers=headers, **more)
+
+    async def create(self, title: str = "a", **more: Any) -> dict[str, Any]:
+        answer = await self.ask("POST", "/v1/tasks", json={"title": title, **more})
+        assert answer.status_code == 201, answer.text
+        task: dict[str, Any] = answer.json()
+        return task
+
+
+@pytest.fixture
+def ana(client: httpx.AsyncClient) -> Person:
+    return Person(client, "ana@example.com")
+
+
+@pytest.fixture
+def ben(client: httpx.AsyncClient) -> Person:
+    return Person(client, "ben@example.com")
 
 
 class Log:

@@ -50,8 +50,9 @@ async def test_openapi_names_the_product_and_its_version(client: httpx.AsyncClie
     assert set(document["paths"]) >= {"/livez", "/readyz", "/health", "/metrics"}
     content = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
     assert list(content) == ["text/plain"]
-    for path in document["paths"]:
-        assert (await client.get(path)).status_code == 200
+    for path, item in document["paths"].items():
+        if "get" in item and not item["get"]["security"]:
+            assert (await client.get(path)).status_code == 200
 
 
 def test_the_vendored_files_carry_their_licence() -> None:

@@ -1,0 +1,27 @@
+"""What the reference shows: requests and answers that the service would really take and give."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+TASK_ID: Final = "019ac0de-7a10-7c55-8a1c-0d6f3b9e4a21"
+
+TASK: Final[dict[str, Any]] = {
+    "id": TASK_ID,
+    "user_id": "019ac0dd-01b2-7f00-9d3e-5a7c1e2b4f60",
+    "title": "Water the tomatoes",
+    "description": "Two litres each, not on the leaves.",
+    "is_completed": False,
+    "version": 1,
+    "created_at": "2026-11-22T09:30:00.000000Z",
+    "updated_at": "2026-11-22T09:30:00.000000Z",
+}
+CHANGED: Final = {**TASK, "is_completed": True, "version": 2, "updated_at": "2026-11-22T18:05:12.250000Z"}
+PAGE: Final = {"items": [TASK], "next_cursor": None, "count": None}
+
+NEW: Final = {
+    "full": {"title": "Water the tomatoes", "description": "Two litres each, not on the leaves."},
+    "least": {"title": "Water the tomatoes"},
+}
+WHOLE: Final = {"full": {"title": "Water the tomatoes", "description": None, "is_completed": True}}
+CHANGE: Final = {"complete": {"is_completed": True}, "clear the description": {"description": None}}
