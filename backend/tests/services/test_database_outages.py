@@ -28,10 +28,11 @@ from src.errors import (
     RequestError,
     Unavailable,
 )
-from src.models import TaskCreate, TaskUpdate, User, UserCreate
+from src.models import TaskCreate, TaskPut, TaskUpdate, User, UserCreate
 from src.services import tasks, users
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
+from src.services.idempotency import IdempotencyKey
 from src.services.revision import CodeRevision
 from src.services.statements import Statement
 
@@ -117,11 +118,9 @@ async def test_whatever_is_done_with_users_and_tasks_costs_one_round_trip(
 ):
     async with Database(through_proxy, Limits(pool_size=1)) as database:
         owner = UUID(json.loads(await users.create(database, UserCreate(email="ana@example.com")))["id"])
-        task = UUID(json.loads(await tasks.create(database, owner, TaskCreate(title="one")))["id"])
-        doomed = [
-            UUID(json.loads(await tasks.create(database, owner, TaskCreate(title="two")))["id"])
-            for _ in range(2)
-        ]
+        ana = tasks.Known(owner)
+        task = (await tasks.create(database, ana, TaskCreate(title="one"))).task_id
+        doomed = [(await tasks.create(database, ana, TaskCreate(title="two"))).task_id for _ in range(4)]
         gone = [
             UUID(json.loads(await users.create(database, UserCreate(email=f"{name}@example.com")))["id"])
             for name in ("bo", "cy")
@@ -133,12 +132,19 @@ async def test_whatever_is_done_with_users_and_tasks_costs_one_round_trip(
             "users.find": lambda _: users.find(database, "ana@example.com"),
             "users.page": lambda _: users.page(database),
             "users.delete": lambda turn: users.delete(database, gone[turn]),
-            "tasks.create": lambda _: tasks.create(database, owner, TaskCreate(title="three")),
+            "tasks.create": lambda _: tasks.create(database, ana, TaskCreate(title="three")),
             "tasks.read": lambda _: tasks.read(database, owner, task),
             "tasks.page": lambda _: tasks.page(database, owner),
-            "tasks.page of open ones": lambda _: tasks.page(database, owner, is_completed=False),
+            "tasks.create by key": lambda turn: tasks.create(
+                database, ana, TaskCreate(title="four"), idempotency=IdempotencyKey(f"key {turn}", b"0" * 32)
+            ),
+            "tasks.put": lambda _: tasks.put(database, ana, task, TaskPut(title="five")),
             "tasks.update": lambda _: tasks.update(database, owner, task, change),
+            "tasks.update if it matches": lambda _: tasks.update(database, owner, task, change, if_match="*"),
             "tasks.delete": lambda turn: tasks.delete(database, owner, doomed[turn]),
+            "tasks.delete if it matches": lambda turn: tasks.delete(
+                database, owner, doomed[2 + turn], if_match="*"
+            ),
         }
         for name, do in work.items():
             await do(0)  # The first time on a connection prepares the statement.
@@ -458,19 +464,19 @@ async def test_c2_a_rotated_password_is_503_at_run_time_and_recovers_when_mended
 ):
     server = private_postgres()
     administrator = await asyncpg.connect(server.url)
-    await administrator.execute("CREATE ROLE app LOGIN PASSWORD 'old'")
-    settings = parse(f"postgresql://app:old@127.0.0.1:{server.port}/groundwork")
+    await administrator.execute("CREATE ROLE rotated LOGIN PASSWORD 'old'")
+    settings = parse(f"postgresql://rotated:old@127.0.0.1:{server.port}/groundwork")
     async with Database(settings, QUICK) as database:
         assert await answers(database)
-        await administrator.execute("ALTER ROLE app PASSWORD 'new'")
+        await administrator.execute("ALTER ROLE rotated PASSWORD 'new'")
         await administrator.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
         )
         await until(lambda: database.observe().pool.open == 0)
         with pytest.raises(Unavailable):
             await database.value(ECHO, x="x")
         assert database.observe().reason == "authentication-failed"
-        await administrator.execute("ALTER ROLE app PASSWORD 'old'")
+        await administrator.execute("ALTER ROLE rotated PASSWORD 'old'")
         await until(lambda: database.observe().status == "up", seconds=3.0)
         assert await answers(database)
     await administrator.close()
