@@ -9,7 +9,8 @@
         ├── Conflict                409
         ├── PreconditionFailed      412, the version in If-Match is not the one that is stored
         ├── Invalid                 422
-        │   └── KeyReused           422, an Idempotency-Key came again with another request
+        │   ├── KeyReused           422, an Idempotency-Key came again with another request
+        │   └── BatchRefused        422, some operations of a batch cannot be done, so none was
         ├── PreconditionRequired    428
         ├── TooManyRequests         429
         ├── Unavailable             503, nothing was written
@@ -115,6 +116,17 @@ class KeyReused(Invalid):
     slug = "idempotency-key-reused"
     title = "The Idempotency-Key was used for another request"
     meaning = "The key belongs to an earlier request with another body or operation. Take a new key."
+
+
+class BatchRefused(Invalid):
+    """`faults` point at each operation that cannot be done, by its index in the batch."""
+
+    slug = "batch-refused"
+    title = "Some operations cannot be done, so none was"
+    meaning = (
+        "`errors` points at each: there is no such task, there is one of that id already, or it is of another "
+        "version than `if_match` names. Nothing was written."
+    )
 
 
 class Unauthenticated(RequestError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
     ColumnElement,
@@ -18,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     exists,
     extract,
     false,
@@ -121,6 +124,16 @@ def matches(held: CTE) -> ColumnElement[bool]:
         col(Task.id) == held.c.id,
         or_(held.c.etag == wanted, wanted == literal_column(f"'{ANY_VERSION}'", Text)),
     )
+
+
+def array_rows(kind: str, names: Sequence[str], types: Sequence[Any]) -> Any:
+    """Rows out of the parameters `<kind>_<name>`, an array for each column."""
+    arrays = [
+        cast(bindparam(f"{kind}_{name}", type_=ARRAY(of)), ARRAY(of))
+        for name, of in zip(names, types, strict=True)
+    ]
+    columns = [column(name, of) for name, of in zip(names, types, strict=True)]
+    return func.unnest(*arrays).table_valued(*columns, name=kind).render_derived()
 
 
 def shown(rows: CTE | Subquery) -> Select[Any]:

@@ -36,6 +36,7 @@ from ..models.base import new_id
 from .idempotency import IdempotencyKey, claim, key_values, swept
 from .ownership import deleted_is_unauthenticated, me, provisioned
 from .statements import Statement
+from .task_batches import Batched, batch
 from .task_pages import PageQuery, PageText, Position, page
 from .task_rows import (
     ANY_VERSION,
@@ -55,6 +56,7 @@ from .task_rows import (
     tagged,
     this,
 )
+from .task_transfer import Loaded, export, load
 
 if TYPE_CHECKING:
     from .database import Database
@@ -62,16 +64,21 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY_VERSION",
     "Author",
+    "Batched",
     "Created",
     "IdempotencyKey",
     "Known",
+    "Loaded",
     "PageQuery",
     "PageText",
     "Position",
     "Put",
     "Rendered",
+    "batch",
     "create",
     "delete",
+    "export",
+    "load",
     "page",
     "put",
     "read",

@@ -1,0 +1,303 @@
+"""Many operations on an owner's tasks as one: all are done, in their order, or none is.
+
+Three round trips between BEGIN and COMMIT, however many operations there are: the first reads and holds every
+task they name, and keeps the Idempotency-Key; then the operations are gone through in Python, each meeting what
+the ones before it left; the second writes what has come out of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    DateTime,
+    Integer,
+    SmallInteger,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col, delete
+
+from ..errors import BatchRefused, Conflict, InputFault, InternalFault, KeyReused, OutcomeUnknown
+from ..models import CreateOperation, DeleteOperation, KeptAnswer, Task, TaskOperation, TaskRead
+from ..models.rendering import as_array, fields
+from .idempotency import IdempotencyKey, claim, key_values, swept
+from .ownership import deleted_is_unauthenticated, me, mine, provisioned
+from .statements import Statement
+from .task_rows import ANY_VERSION, NOBODYS, Author, after, array_rows
+
+if TYPE_CHECKING:
+    from .connections import Connection
+    from .database import Database
+
+_EXISTS: Final = "There is a task of this id."
+_CHANGED: Final = "The task is of another version."
+_OWN_KEY: Final = "pk_tasks"
+_EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00Z")
+_COLUMNS: Final = ("id", "title", "description", "is_completed", "version")
+_TYPES: Final = (Uuid, Text, Text, Boolean, Integer)
+
+
+class Batched(NamedTuple):
+    """The JSON of `TaskBatchRead`; `replayed` says that an earlier request with the same key was answered so."""
+
+    body: str
+    replayed: bool
+
+
+async def batch(
+    db: Database,
+    author: Author,
+    operations: Sequence[TaskOperation],
+    *,
+    idempotency: IdempotencyKey | None = None,
+) -> Batched:
+    """Does all of `operations` or raises `BatchRefused`, whose faults name each that cannot be done by its index.
+
+    An operation meets the tasks as the operations before it leave them. With a key that came before, the answer
+    that was given then; `KeyReused` when it came with another request.
+    """
+
+    async def work(connection: Connection) -> Batched:
+        return await _run(connection, author, operations, idempotency)
+
+    try:
+        with deleted_is_unauthenticated():
+            return await _unless_made_meanwhile(db, author, work)
+    except OutcomeUnknown as unknown:
+        if idempotency is None:
+            raise
+        raise OutcomeUnknown(unknown.reason, retry_after_seconds=1) from None
+
+
+async def _unless_made_meanwhile(db: Database, author: Author, work: Any) -> Batched:
+    """A task that another transaction made after this one had looked is met as a task at the next attempt."""
+    for _ in range(3):
+        try:
+            made: Batched = await db.atomically(work, owner=author.user_id, name="tasks.batch")
+        except Conflict as conflict:
+            if conflict.constraint != _OWN_KEY:
+                raise
+            met = conflict
+        else:
+            return made
+    raise met
+
+
+async def _run(
+    connection: Connection,
+    author: Author,
+    operations: Sequence[TaskOperation],
+    idempotency: IdempotencyKey | None,
+) -> Batched:
+    values: dict[str, Any] = {
+        "owner": author.user_id,
+        "email": author.email,
+        "ids": sorted({operation.id for operation in operations}),
+    }
+    if idempotency is not None:
+        values |= key_values(idempotency)
+    look = LOOK if idempotency is None else LOOK_ONCE
+    row = await connection.fetchrow(look.sql, *look.arguments(values))
+    assert row is not None
+    now, held, response, same = row
+    if not same:
+        raise KeyReused
+    if response is not None:
+        return Batched(response, replayed=True)
+    account = _Account(now, {UUID(row["id"]): row for row in json.loads(held)}, str(author.user_id))
+    body = account.go_through(operations)
+    written = {"response": body, **account.changes(), **values}
+    write = WRITE if idempotency is None else WRITE_ONCE
+    done = await connection.fetchval(write.sql, *write.arguments(written))
+    if done != account.written:
+        raise InternalFault("batch-incomplete")
+    return Batched(body, replayed=False)
+
+
+# What the operations come to
+
+
+@dataclass
+class _Account:
+    """The tasks that a batch names, as JSON shows them: what they were, and what they are by now."""
+
+    now: str
+    before: dict[UUID, dict[str, Any]]
+    owner: str
+    after: dict[UUID, dict[str, Any]] = field(init=False)
+    last_versions: dict[UUID, int] = field(init=False, default_factory=dict)
+    written: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.after = dict(self.before)
+
+    def go_through(self, operations: Iterable[TaskOperation]) -> str:
+        """The answer. Raises `BatchRefused` with every operation that cannot be done."""
+        faults: list[InputFault] = []
+        results: list[str] = []
+        for index, operation in enumerate(operations):
+            fault = self._do(operation)
+            if fault is not None:
+                where, why = fault
+                faults.append(InputFault(f"/operations/{index}/{where}", why))
+            elif not faults:
+                results.append(self._result(operation))
+        if faults:
+            raise BatchRefused(faults=faults)
+        return '{"results":[' + ",".join(results) + "]}"
+
+    def _do(self, operation: TaskOperation) -> tuple[str, str] | None:
+        task = self.after.get(operation.id)
+        if isinstance(operation, CreateOperation):
+            if task is not None:
+                return "id", _EXISTS
+            self._create(operation)
+            return None
+        if task is None:
+            return "id", NOBODYS
+        if operation.if_match not in (None, ANY_VERSION, _etag(task)):
+            return "if_match", _CHANGED
+        if isinstance(operation, DeleteOperation):
+            if task["updated_at"] == self.now:
+                self.last_versions[operation.id] = task["version"]
+            del self.after[operation.id]
+        elif changes := operation.task.changes():
+            changes |= {"version": task["version"] + 1, "updated_at": self.now}
+            self.after[operation.id] = task | changes
+        return None
+
+    def _create(self, operation: CreateOperation) -> None:
+        # Made, deleted and made again within one microsecond: the version goes on, so that no tag is there twice.
+        version = self.last_versions.get(operation.id, 0) + 1
+        given = operation.task
+        self.after[operation.id] = {
+            "id": str(operation.id),
+            "user_id": self.owner,
+            "title": given.title,
+            "description": given.description,
+            "is_completed": given.is_completed,
+            "version": version,
+            "created_at": self.now,
+            "updated_at": self.now,
+        }
+
+    def _result(self, operation: TaskOperation) -> str:
+        task = self.after.get(operation.id)
+        result = {
+            "op": operation.op,
+            "id": str(operation.id),
+            "etag": None if task is None else _etag(task),
+            "task": task,
+        }
+        return json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+
+    def changes(self) -> dict[str, Any]:
+        """The parameters of the writing statement, in the order of ids: then no two batches wait for each other."""
+        made, changed, gone = [], [], []
+        for task_id in sorted(self.before.keys() | self.after.keys()):
+            before, after = self.before.get(task_id), self.after.get(task_id)
+            if after is None:
+                gone.append(task_id)
+            elif before is None:
+                made.append(after)
+            elif after != before:
+                changed.append(after)
+        self.written = len(made) + len(changed) + len(gone)
+        values = {f"made_{name}": _column(made, name) for name in _COLUMNS}
+        values |= {f"changed_{name}": _column(changed, name) for name in (*_COLUMNS, "created_at")}
+        return values | {"gone": gone}
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
+    if name == "id":
+        return [UUID(row["id"]) for row in rows]
+    if name == "created_at":
+        return [datetime.fromisoformat(row["created_at"]) for row in rows]
+    return [row[name] for row in rows]
+
+
+def _etag(task: dict[str, Any]) -> str:
+    """As `task_rows.etag_of` writes it."""
+    microseconds = (datetime.fromisoformat(task["updated_at"]) - _EPOCH) // timedelta(microseconds=1)
+    return f"{task['version']}-{microseconds & 0xFFFF_FFFF_FFFF_FFFF:x}"
+
+
+# The two statements
+
+
+def _look(once: bool) -> Any:
+    who = me()
+    writer = provisioned(who)
+    wanted = col(Task.id) == func.any(cast(bindparam("ids", type_=ARRAY(Uuid)), ARRAY(Uuid)))
+    held = (
+        select(*fields(TaskRead, Task))
+        .where(mine(who, Task.user_id), wanted)
+        .order_by(col(Task.id))
+        .with_for_update()
+        .cte("held")
+        .prefix_with("MATERIALIZED")
+    )
+    now = func.to_char(
+        func.timezone(literal_column("'UTC'"), func.now()),
+        literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""),
+    )
+    rows = as_array(held).scalar_subquery()
+    if not once:
+        nothing = cast(null(), Text).label("response")
+        found = select(now.label("now"), rows.label("held"), nothing, literal_column("true").label("same"))
+        return after(who, found.select_from(writer))
+    nobody = cast(null(), Uuid).label("task_id"), cast(null(), Text), cast(null(), SmallInteger)
+    kept = claim(select(writer.c.v, *nobody))
+    # The key first: whoever repeats a batch waits here, and not for the tasks.
+    found = select(now.label("now"), rows.label("held"), kept.c.response, kept.c.same).select_from(kept)
+    return after(who, found).add_cte(swept(who))
+
+
+def _write(once: bool) -> Any:
+    who = me()
+    rows = array_rows("made", _COLUMNS, _TYPES)
+    new = select(who.c.v, *(rows.c[name] for name in _COLUMNS))
+    made = (
+        insert(Task).from_select(["user_id", *_COLUMNS], new, include_defaults=False).returning(col(Task.id))
+    )
+    rows = array_rows("changed", (*_COLUMNS, "created_at"), (*_TYPES, DateTime(timezone=True)))
+    given = {name: rows.c[name] for name in (*_COLUMNS[1:], "created_at")}
+    changed = update(Task).where(mine(who, Task.user_id), col(Task.id) == rows.c.id).values(given)
+    gone = delete(Task).where(
+        mine(who, Task.user_id),
+        col(Task.id) == func.any(cast(bindparam("gone", type_=ARRAY(Uuid)), ARRAY(Uuid))),
+    )
+    made_ids = made.cte("made")
+    changed_ids = changed.returning(col(Task.id)).cte("changed")
+    gone_ids = gone.returning(col(Task.id)).cte("gone")
+    done = union_all(select(made_ids.c.id), select(changed_ids.c.id), select(gone_ids.c.id)).subquery("done")
+    answer = after(who, select(func.count().label("done")).select_from(done))
+    if not once:
+        return answer
+    mine_and_this = mine(who, KeptAnswer.user_id), col(KeptAnswer.key) == bindparam("key", type_=Text)
+    body = cast(bindparam("response", type_=Text), Text)
+    kept = update(KeptAnswer).where(*mine_and_this).values(response=body, status=literal_column("200"))
+    return answer.add_cte(kept.returning(col(KeptAnswer.key)).cte("kept"))
+
+
+LOOK = Statement("tasks.batch_look", lambda: _look(once=False), repeatable=False)
+LOOK_ONCE = Statement("tasks.batch_look_once", lambda: _look(once=True), repeatable=False)
+WRITE = Statement("tasks.batch_write", lambda: _write(once=False), repeatable=False)
+WRITE_ONCE = Statement("tasks.batch_write_once", lambda: _write(once=True), repeatable=False)
