@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from src.services.identity import NAMESPACE, Identity, Principal, Trust
 from src.services.keys import SharedSecret, VerificationKey
 from src.services.signing import LONGEST_SECONDS, SigningKeys
 
-SECRET = "0pXn4vT1q8sJc6bLzR3wYd9uKf7hGm2A"
+SECRET = secrets.token_urlsafe(32)
 ANA = UUID("018f4e6a-7c11-7bbd-9d0e-3a52cf7d9e10")
 
 
@@ -171,13 +172,13 @@ async def test_none_is_no_algorithm(world: World) -> None:
 async def test_a_public_key_is_no_secret(world: World) -> None:
     """RS/HS confusion: everybody has the public key, in each of its spellings."""
     key = world.issuer.keys["rsa"][1].public_key()
-    secrets = [
+    spellings = [
         key.public_bytes(encoding, form)
         for encoding in (Encoding.PEM, Encoding.DER)
         for form in (PublicFormat.SubjectPublicKeyInfo, PublicFormat.PKCS1)
     ]
-    secrets += [secrets[0].strip(), json.dumps(world.issuer.jwks()["keys"][0]).encode(), b""]
-    for secret in secrets:
+    spellings += [spellings[0].strip(), json.dumps(world.issuer.jwks()["keys"][0]).encode(), b""]
+    for secret in spellings:
         for algorithm in ("HS256", "RS256"):
             forged = by_hand({"alg": algorithm, "kid": "rsa"}, world.issuer.claims(), hs256(secret))
             assert await world.reason(forged) in {"wrong-algorithm", "bad-signature"}
