@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..config.logging import get_logger
 from . import schema
+from .isolation import standing
 from .vitality import SchemaObservation
 
 if TYPE_CHECKING:
     from ..config.database import ConnectionSettings
     from .connections import Connection
+
+
+log = get_logger(__name__)
 
 
 class CodeRevision:
@@ -19,6 +24,7 @@ class CodeRevision:
         self._connection = connection
         self.expected = schema.head()
         self._known = frozenset(schema.known_revisions())
+        self._role_seen = False
 
     async def migrate(self) -> None:
         await schema.create_tables(self._connection)
@@ -27,7 +33,22 @@ class CodeRevision:
         """A revision that this code does not know is taken for a newer one: old code runs on it."""
         found = await schema.revision_of(connection)
         if found == self.expected:
+            await self._look_at_role(connection)
             return SchemaObservation("current", found, self.expected)
         if found is None or found in self._known:
             return SchemaObservation("behind", found, self.expected)
         return SchemaObservation("ahead", found, self.expected)
+
+    async def _look_at_role(self, connection: Connection) -> None:
+        """Says once that the service connects as a role for which row-level security is no wall."""
+        if self._role_seen:
+            return
+        self._role_seen = True
+        found = await standing(connection)
+        if found.weakness is not None:
+            log.warning(
+                "isolation.role-not-bound",
+                role=found.name,
+                because=found.weakness,
+                remedy="python -m src verify",
+            )

@@ -1,4 +1,7 @@
-"""What can be done with users. Every function is one statement; what it gives is the JSON of `UserRead`."""
+"""What can be done with users. Every function is one statement; what it gives is the JSON of `UserRead`.
+
+`find` and `page` are the operators': row-level security shows everybody else only themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Integer, Text, Uuid, bindparam, cast
+from sqlalchemy import Integer, Text, bindparam, cast
 from sqlmodel import col, insert, select
 from sqlmodel import delete as delete_from
 
@@ -15,6 +18,7 @@ from ..models import User, UserCreate, UserRead
 from ..models.base import new_id
 from ..models.rendering import as_array, as_object, fields
 from ..models.user import Email
+from .ownership import me, mine
 from .paging import bounded
 from .statements import Statement
 
@@ -23,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def _create() -> Any:
-    new = {"id": bindparam("id", type_=Uuid), "email": bindparam("email", type_=Text)}
-    return as_object(insert(User).values(new).returning(*fields(UserRead, User)).cte("created"))
+    who = me()
+    new = insert(User).from_select(["id", "email"], select(who.c.v, bindparam("email", type_=Text)))
+    return as_object(new.returning(*fields(UserRead, User)).cte("created"))
 
 
 def _read() -> Any:
-    mine = col(User.id) == bindparam("id", type_=Uuid)
-    return as_object(select(*fields(UserRead, User)).where(mine).subquery("found"))
+    return as_object(select(*fields(UserRead, User)).where(mine(me(), User.id)).subquery("found"))
 
 
 def _find() -> Any:
@@ -39,11 +43,13 @@ def _find() -> Any:
 
 def _page() -> Any:
     few = bindparam("limit", type_=Integer)
-    return as_array(select(*fields(UserRead, User)).order_by(col(User.email)).limit(few).subquery("page"))
+    return as_array(
+        select(*fields(UserRead, User)).order_by(col(User.email), col(User.id)).limit(few).subquery("page")
+    )
 
 
 def _delete() -> Any:
-    gone = delete_from(User).where(col(User.id) == bindparam("id", type_=Uuid))
+    gone = delete_from(User).where(mine(me(), User.id))
     return gone.returning(cast(col(User.id), Text).label("id"))
 
 
@@ -58,12 +64,12 @@ _email: TypeAdapter[str] = TypeAdapter(Email)
 
 async def create(db: Database, user: UserCreate) -> str:
     """The new user. Raises `Conflict` (constraint `uq_users_email`) when the address is taken."""
-    return _found(await db.value(CREATE, id=new_id(), email=user.email))
+    return _found(await db.value(CREATE, owner=new_id(), email=user.email))
 
 
 async def read(db: Database, user_id: UUID) -> str:
     """Raises `NotFound`."""
-    return _found(await db.value(READ, id=user_id))
+    return _found(await db.value(READ, owner=user_id))
 
 
 async def find(db: Database, email: str) -> str:
@@ -76,13 +82,13 @@ async def find(db: Database, email: str) -> str:
 
 
 async def page(db: Database, *, limit: int = 50) -> str:
-    """A JSON array of the first users in the order of their addresses; 1 to 200 of them."""
+    """A JSON array of the first users in the order of their addresses, those without one last; 1 to 200 of them."""
     return _found(await db.value(PAGE, limit=bounded(limit)))
 
 
 async def delete(db: Database, user_id: UUID) -> None:
-    """The user and all their tasks are gone. Raises `NotFound`."""
-    _found(await db.value(DELETE, id=user_id))
+    """The user and all their tasks are gone, for good: this id is never a user again. Raises `NotFound`."""
+    _found(await db.value(DELETE, owner=user_id))
 
 
 def _found(value: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, DatabaseRefused, GroundworkError, Overloaded, RequestError
 from ..version import VERSION
+from . import verify_isolation
 from . import verify_reach as reach
 from . import verify_store as store
 from .examination import Check, Examination, Finding, Outcome, command, failed, not_run
@@ -48,7 +49,7 @@ CHECKS: tuple[Check, ...] = (
     Check("schema revision", "The migrations have run.", store.revision, ("credentials",)),
     Check(
         "tables",
-        "Tables, columns, constraints and indexes are as the models declare them.",
+        "Tables, columns, constraints, indexes, policies and rights are as the models declare them.",
         store.tables,
         ("schema revision",),
     ),
@@ -60,6 +61,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("cascade", "A deleted user's tasks go along.", store.cascade, ("users and tasks",)),
     Check("uniqueness", "One e-mail address is one user.", store.uniqueness, ("users and tasks",)),
+    Check(
+        "isolation",
+        "PostgreSQL itself shows nobody another user's rows.",
+        verify_isolation.isolated,
+        ("schema revision",),
+    ),
     Check("rights", "The role may do what it must, and no more.", store.rights, ("credentials",)),
     Check("clock", "The server's clock agrees with ours.", store.clock, ("credentials",)),
     Check("service", "The running service, if there is one, is healthy.", store.service, ("configuration",)),
@@ -177,7 +184,7 @@ async def _close(examination: Examination) -> None:
 _CAUSES: dict[str, tuple[str, str]] = {
     "insufficient-privilege": (
         "The role lacks a right.",
-        'psql -c "GRANT SELECT, INSERT, UPDATE, DELETE ON users, tasks TO <role>"   # as the owner of the tables',
+        'psql -c "GRANT groundwork_app TO <role>"   # as the owner of the tables, who made that role by migrating',
     ),
     "read-only": (
         "The database is read-only: a standby, or default_transaction_read_only is on. Nothing could be written.",

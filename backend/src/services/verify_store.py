@@ -10,7 +10,7 @@ import json
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import delete, func
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +18,7 @@ from sqlmodel import col, select
 
 from ..errors import GroundworkError
 from ..models import Task, User
+from ..models.isolation import CREATE_ROLE, GRANTS, OWNER_COLUMNS, ROLE, grants
 from . import schema
 from .database import Database
 from .examination import Examination, Finding, command, failed, not_run, passed, warned
@@ -78,9 +79,7 @@ async def revision(examination: Examination) -> Finding:
 
 async def tables(examination: Examination) -> Finding:
     async with examination.wire.transaction(readonly=True):
-        # Describing a constraint waits for whoever holds the table.
-        patience = f"{int(1000 * examination.settings.database_lock_timeout_seconds)}ms"
-        await examination.wire.fetchval("SELECT set_config('lock_timeout', $1::text, true)", patience)
+        await examination.be_brief()
         differences = await schema.differences(examination.wire)
     if differences:
         return failed(
@@ -88,20 +87,24 @@ async def tables(examination: Examination) -> Finding:
             "\n".join(differences),
             f"{command('migrate check')}   # then mend these by hand, or restore a backup: no migration does it",
         )
+    names = [f"'{name}'::regclass" for name in OWNER_COLUMNS]
+    ours = f"({', '.join(names)})"
     (count,) = await examination.ask(
-        "SELECT count(*) AS tables, "
-        "(SELECT count(*) FROM pg_constraint WHERE conrelid IN ('users'::regclass, 'tasks'::regclass)) AS rules, "
-        "(SELECT count(*) FROM pg_index WHERE indrelid IN ('users'::regclass, 'tasks'::regclass)) AS indexes "
-        "FROM pg_class WHERE oid IN ('users'::regclass, 'tasks'::regclass)"
+        "SELECT count(*) AS tables, "  # noqa: S608 - constants
+        f"(SELECT count(*) FROM pg_constraint WHERE conrelid IN {ours}) AS rules, "
+        f"(SELECT count(*) FROM pg_index WHERE indrelid IN {ours}) AS indexes, "
+        f"(SELECT count(*) FROM pg_policy WHERE polrelid IN {ours}) AS policies "
+        f"FROM pg_class WHERE oid IN {ours}"
     )
     return passed(
-        f"{count['tables']} tables, {count['rules']} constraints, {count['indexes']} indexes, as declared"
+        f"{count['tables']} tables, {count['rules']} constraints, {count['indexes']} indexes, "
+        f"{count['policies']} policies, as declared"
     )
 
 
 @asynccontextmanager
-async def _undone(examination: Examination) -> AsyncIterator[AsyncSession]:
-    """A session whose transaction is rolled back, however the block ends."""
+async def _undone(examination: Examination, owner: UUID) -> AsyncIterator[AsyncSession]:
+    """A session of `owner` whose transaction is rolled back, however the block ends."""
     if not hasattr(examination, "database"):
         settings = examination.settings.model_copy(update={"database_pool_size": 1})
         database = Database.from_settings(settings, examination.connection)
@@ -112,7 +115,7 @@ async def _undone(examination: Examination) -> AsyncIterator[AsyncSession]:
 
         examination.closers.append(close)
         examination.database = database
-    async with examination.database.session() as session:
+    async with examination.database.session(owner=owner) as session:
         try:
             yield session
         finally:
@@ -126,8 +129,8 @@ def _stranger() -> User:
 async def crud(examination: Examination) -> Finding:
     """A user and a task are made, read, changed and deleted; nothing of it is kept."""
     begun = time.perf_counter()
-    async with _undone(examination) as session:
-        user = _stranger()
+    user = _stranger()
+    async with _undone(examination, user.id) as session:
         task = Task(user_id=user.id, title="Verify ✓", description=None)
         session.add(user)
         await session.flush()
@@ -156,7 +159,9 @@ async def crud(examination: Examination) -> Finding:
         await session.delete(owner)
         await session.flush()
     elapsed = 1000 * (time.perf_counter() - begun)
-    left = await examination.ask("SELECT 1 FROM users WHERE email = $1", email)
+    async with examination.wire.transaction(readonly=True):
+        await examination.wire.execute("SELECT set_config('app.user_id', $1::text, true)", str(key[0]))
+        left = await examination.wire.fetch("SELECT 1 FROM users WHERE id = $1", key[0])
     if left:
         return failed(
             "not rolled back",
@@ -169,8 +174,8 @@ async def crud(examination: Examination) -> Finding:
 
 
 async def cascade(examination: Examination) -> Finding:
-    async with _undone(examination) as session:
-        user = _stranger()
+    user = _stranger()
+    async with _undone(examination, user.id) as session:
         session.add(user)
         await session.flush()
         session.add_all([Task(user_id=user.id, title=f"Task {number}") for number in (1, 2)])
@@ -185,13 +190,15 @@ async def cascade(examination: Examination) -> Finding:
 
 
 async def uniqueness(examination: Examination) -> Finding:
-    async with _undone(examination) as session:
-        user = _stranger()
+    user = _stranger()
+    async with _undone(examination, user.id) as session:
         session.add(user)
         await session.flush()
         try:
             async with session.begin_nested():
-                session.add(User(email=user.email))
+                other = User(email=user.email)
+                await session.exec(select(func.set_config("app.user_id", str(other.id), True)))
+                session.add(other)
                 await session.flush()
         except (SQLAlchemyError, GroundworkError) as error:
             refusal = diagnose(error)
@@ -207,18 +214,23 @@ async def rights(examination: Examination) -> Finding:
         "SELECT rolname::text AS name, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication "
         "FROM pg_roles WHERE rolname = current_user"
     )
+    wanted = [(table, right) for table, rights in GRANTS.items() for right in rights.split(", ")]
     lacking = await examination.ask(
-        "SELECT t.name || ' (' || string_agg(p.name, ', ') || ')' AS text "
-        "FROM unnest(ARRAY['users', 'tasks']) AS t(name), "
-        "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p(name) "
-        "WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(t.name, p.name) GROUP BY t.name"
+        "SELECT t.name || ' (' || string_agg(t.right, ', ') || ')' AS text "
+        'FROM unnest($1::text[], $2::text[]) AS t(name, "right") '
+        "WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(t.name, t.right) GROUP BY t.name",
+        [table for table, _ in wanted],
+        [right for _, right in wanted],
     )
     name = f'role "{role["name"]}"'
     if lacking:
+        first = (
+            "" if await examination.ask("SELECT 1 FROM pg_roles WHERE rolname = $1", ROLE) else _role_itself()
+        )
         return failed(
             f"{name} lacks rights",
             f"It may not do all that the service does: {'; '.join(row['text'] for row in lacking)}.",
-            f'GRANT SELECT, INSERT, UPDATE, DELETE ON users, tasks TO "{role["name"]}";',
+            f'{first}GRANT {ROLE} TO "{role["name"]}";   -- as the owner of the tables',
         )
     powers = {
         "rolsuper": "superuser",
@@ -236,8 +248,13 @@ async def rights(examination: Examination) -> Finding:
     return warned(
         figure,
         "The service needs none of these; whoever takes it over has them too.",
-        "CREATE ROLE app LOGIN PASSWORD '...'; GRANT SELECT, INSERT, UPDATE, DELETE ON users, tasks TO app;",
+        f"CREATE ROLE app LOGIN PASSWORD '<a long one>' IN ROLE {ROLE};   -- more at `isolation`",
     )
+
+
+def _role_itself() -> str:
+    """What makes the application's role where no migrator was allowed to."""
+    return "".join(f"{statement}; " for statement in (CREATE_ROLE, *grants()))
 
 
 async def clock(examination: Examination) -> Finding:

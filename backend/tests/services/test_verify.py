@@ -83,7 +83,7 @@ async def test_a_sound_database_passes_every_check(private_postgres: Callable[..
     server = private_postgres()
     await schema.create_tables(parse(server.url))
     said = []
-    settings = load_settings(database_url=server.url, port=1)
+    settings = load_settings(database_url=server.application_url, port=1)
     report = await verify.run(lambda: settings, say=said.append)
     assert report.exit_code == 0
     assert report.count(Outcome.PASSED) == len(CHECKS) - 1, report.document()
