@@ -179,12 +179,12 @@ class Connections:
         return not self._queue.locked()
 
     def lost(self, diagnosis: Diagnosis, *, waited_seconds: float | None = None) -> None:
-        """A lent connection was lost. A statement unanswered for a command timeout (None) means a dead server; a
-        closed socket, or one that waited less than the server itself allows, does not yet."""
+        """A lent connection was lost. A statement unanswered for a command timeout (None), or for longer than the
+        server itself allows it, means a dead server; one with less time, or a closed socket, does not yet."""
         if self._closing:
             return
-        patient = waited_seconds is None or waited_seconds >= self.limits.statement_timeout_seconds
-        if diagnosis.reason == "timeout" and patient:
+        enough = min(self.limits.statement_timeout_seconds, 0.9 * self.limits.command_timeout_seconds)
+        if diagnosis.reason == "timeout" and (waited_seconds is None or waited_seconds >= enough):
             self.vitality.failure(diagnosis.reason, "traffic")
         else:
             self.vitality.suspect(diagnosis.reason)
