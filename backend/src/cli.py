@@ -251,18 +251,18 @@ def openapi() -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
-    """Open psql on the database.
+    """Open psql on the database, as the role that migrates it.
 
     Arguments go on to psql. The password passes by the environment.
     """
     import os
     import shutil
 
-    from .config.settings import require_database
+    from .config.settings import migration_connection
     from .services import attach
 
     settings, _ = attach.settings()
-    connection = require_database(settings)
+    connection = migration_connection(settings)
     program = shutil.which("psql") or attach.wheel_psql()
     if program is None:
         raise terminal.UsageError("psql is not installed: apt-get install postgresql-client")

@@ -176,7 +176,7 @@ def task_delete(email: Email, task_id: TaskId) -> None:
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     """Run `work` on the configured database, or on the running embedded one."""
-    from .config.settings import require_database
+    from .config.settings import migration_connection
     from .services import attach
     from .services.database import Database
 
@@ -185,7 +185,8 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
 
     async def run() -> T:
         small = settings.model_copy(update={"database_pool_size": 1})
-        connection = require_database(small)
+        # Operators look across users, which only the owner of the tables may.
+        connection = migration_connection(small)
         async with attach.connected(connection, timeout_seconds=small.database_connect_timeout_seconds):
             pass
         async with Database.from_settings(small, connection) as database:

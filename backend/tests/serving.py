@@ -68,7 +68,14 @@ async def _facts(request: Request) -> Response:
     await asyncio.sleep(float(request.query_params.get("seconds", "0")))
     client = request.client
     assert client is not None
-    names = ("DATABASE_URL", "PROMETHEUS_MULTIPROC_DIR", "GROUNDWORK_EMBEDDED", "PORT", "WORKERS")
+    names = (
+        "DATABASE_URL",
+        "DATABASE_MIGRATION_URL",
+        "PROMETHEUS_MULTIPROC_DIR",
+        "GROUNDWORK_EMBEDDED",
+        "PORT",
+        "WORKERS",
+    )
     return JSONResponse(
         {
             "pid": os.getpid(),
