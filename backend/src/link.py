@@ -11,8 +11,6 @@ LISTENERS: Final = "GROUNDWORK_LISTENERS"
 """File descriptors of the listening sockets, the worker's own queue first."""
 LINK: Final = "GROUNDWORK_LINK"
 """File descriptor of the worker's end of the link."""
-SUPERVISOR: Final = "GROUNDWORK_SUPERVISOR"
-"""The supervisor's process id."""
 SERVING: Final = b"+"
 """What a worker writes into the link once it accepts requests."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,9 +36,9 @@ from .link import (
     LINK,
     LISTENERS,
     SERVING,
-    SUPERVISOR,
     Leave,
 )
+from .services.embedded_processes import alive, die_with_parent
 from .surroundings import Sources, raise_descriptor_limit, signals_as_bytes
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ _WATCH_SECONDS = 0.5
 _KILL_MARGIN_SECONDS = 1.0
 
 log = get_logger("groundwork.supervisor")
+
+# Followed by the supervisor's process id.
+_METRICS: Final = "groundwork-metrics-"
 
 
 @dataclass(eq=False, slots=True)
@@ -112,10 +116,19 @@ def run(
         supervisor = _Supervisor(settings, postgres, listeners, worker_command, wakeup, watch=reload)
         stack.callback(supervisor.close)
         if workers > 1:
+            _sweep_metrics()
             supervisor.metrics_directory = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwork-metrics-"))
+                stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{_METRICS}{os.getpid()}-"))
             )
         return supervisor.run()
+
+
+def _sweep_metrics() -> None:
+    """Take away what supervisors that were killed outright have left behind."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        pid = left.name.removeprefix(_METRICS).partition("-")[0]
+        if pid.isdecimal() and not alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 class _Supervisor:
@@ -238,6 +251,8 @@ class _Supervisor:
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C goes to the terminal's whole foreground group. Workers hear of it from us, once.
                 process_group=0,
+                # Before its first line is read: a worker that still imports must not outlive us either.
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one thread
             )  # fmt: skip
         finally:
             theirs.close()
@@ -249,7 +264,6 @@ class _Supervisor:
     def _environment(self) -> dict[str, str]:
         """What workers read their settings from."""
         environment = {**os.environ, **self._decided}
-        environment[SUPERVISOR] = str(os.getpid())
         # `-P` keeps a directory called src in the caller's working directory from being taken for ours.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(_IMPORT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -35,14 +34,12 @@ from .link import (
     LINK,
     LISTENERS,
     SERVING,
-    SUPERVISOR,
     Leave,
 )
 from .protocol import HttpProtocol
 
 _HELP_SECONDS = 0.05
 _FIRST_REQUEST_SECONDS = 0.5
-_PR_SET_PDEATHSIG = 1
 
 log = get_logger("groundwork.worker")
 
@@ -329,14 +326,6 @@ def _inherited(variable: str) -> list[socket.socket]:
     return sockets
 
 
-def _end_with(supervisor: int) -> None:
-    """Be told by the kernel when the supervisor ends, before there is a loop that could read the link."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != supervisor:
-            raise SystemExit(0)
-
-
 def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -364,7 +353,6 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
     if LINK not in os.environ:
         print("A worker is started by `python -m src serve`, never alone.", file=sys.stderr)
         return 2
-    _end_with(int(os.environ.pop(SUPERVISOR)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listeners, [link] = _inherited(LISTENERS), _inherited(LINK)
     try:

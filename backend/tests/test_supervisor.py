@@ -278,6 +278,18 @@ def test_forwarded_headers_are_believed_only_from_trusted_proxies(service: Make)
         connection.close()
 
 
+def test_a_killed_supervisors_metrics_directory_is_taken_away_by_the_next(service: Make) -> None:
+    first = service(workers=2).start().serving(workers=2)
+    left = Path(first.facts()["environment"]["PROMETHEUS_MULTIPROC_DIR"])
+    workers = first.workers()
+    first.process.kill()
+    first.process.wait()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in workers))
+    assert left.is_dir()
+    service(workers=2).start().serving(workers=2)
+    assert not left.exists()
+
+
 def test_several_workers_share_a_fresh_metrics_directory_that_is_removed_at_the_end(service: Make) -> None:
     environment = {"PROMETHEUS_MULTIPROC_DIR": "/nowhere"}
     alone = service(environment=environment).start().serving()
