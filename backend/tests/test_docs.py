@@ -321,8 +321,9 @@ def test_the_unit_and_the_container_file_name_what_exists() -> None:
             }
             assert set(values) <= set(Settings.model_fields)
             Settings(**{name: value for name, value in values.items() if name != "secrets_dir"})
-    (credential,) = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)
-    assert credential in Settings.model_fields
+    credentials = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)
+    assert set(credentials) == {"database_url", "signing_keys"}
+    assert set(credentials) <= set(Settings.model_fields)
 
 
 # What is told to type works
