@@ -17,6 +17,7 @@ from .api import health, problems, reference, tasks
 from .api.cors import Cors
 from .api.cursors import Cursors
 from .api.middleware import RequestMiddleware
+from .api.transfers import IMPORTS_AT_ONCE, Slots
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
 from .errors import ConfigurationError, DatabaseRefused
@@ -96,12 +97,17 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.state.database = database
     app.state.identity = None
+    app.state.imports = Slots(IMPORTS_AT_ONCE)
     app.state.draining = False
     app.state.refusal = None
     app.add_middleware(
         RequestMiddleware,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
+        larger={
+            f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
+            f"{tasks.PREFIX}/import": settings.max_import_bytes,
+        },
         cors=Cors(settings.cors_origins) if settings.cors_origins else None,
     )
     problems.install(app)

@@ -165,6 +165,7 @@ def imports_inside_are_relative(source: Source) -> Iterator[Finding]:
 
 _WORDS_OF_API = {
     "bodies", "conditions", "contract", "cors", "cursors", "deps", "examples", "middleware", "pages", "problems",
+    "transfers",
 }  # fmt: skip
 
 

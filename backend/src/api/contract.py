@@ -48,14 +48,21 @@ def answers(
     description: str,
     example: Any = None,
     *,
+    model: type[BaseModel] | None = None,
     media_type: str = JSON,
     headers: Sequence[dict[str, Any]] = (),
     linked: dict[str, Any] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """What `responses=` takes for one success; the shape is the operation's `response_model`."""
+    """What `responses=` takes for one success; the shape is `model`, or the operation's `response_model`."""
     entry: dict[str, Any] = {"description": description}
+    if model is not None:
+        entry["model"] = model
     if example is not None:
-        entry["content"] = {media_type: {"examples": {"example": {"value": example}}}}
+        content = {"examples": {"example": {"value": example}}}
+        # Lines of JSON have no schema of their own in OpenAPI 3.1; JSON's comes from the shape.
+        entry["content"] = {
+            media_type: content if media_type == JSON else {"schema": {"type": "string"}, **content}
+        }
     if headers:
         entry["headers"] = {name: value for each in headers for name, value in each.items()}
     if linked:
@@ -84,6 +91,9 @@ def describe(document: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in found.get("$defs", {}).items():
+        if "description" in schema:
+            # What follows the first paragraph of a docstring is for who reads the code.
+            schema["description"] = schema["description"].partition("\n\n")[0]
         schemas.setdefault(name, schema)
 
 

@@ -7,7 +7,7 @@ scope the commit would follow the response, and a commit that fails would have b
 # FastAPI reads these annotations when the application is built, so they stay real types here.
 
 from collections.abc import AsyncIterator
-from typing import Annotated, cast
+from typing import Annotated, BinaryIO, cast
 
 from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBearer
@@ -16,7 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ..config.settings import Settings
 from ..errors import Unauthenticated, Unavailable
-from ..models import TaskCreate, TaskPut, TaskUpdate
+from ..models import TaskBatch, TaskCreate, TaskPut, TaskUpdate
 from ..services.database import Database
 from ..services.identity import Identity, Principal
 from ..services.metrics import Metrics
@@ -24,6 +24,7 @@ from . import examples
 from .bodies import Strict
 from .conditions import Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
 from .pages import Asked, Listing, TaskQuery
+from .transfers import Spooled
 
 
 async def _database(request: Request) -> Database:
@@ -111,6 +112,8 @@ AcceptDep = Annotated[str, Depends(_accept)]
 NewTask = Annotated[TaskCreate, Depends(Strict(TaskCreate, examples.NEW))]
 WholeTask = Annotated[TaskPut, Depends(Strict(TaskPut, examples.WHOLE))]
 TaskChange = Annotated[TaskUpdate, Depends(Strict(TaskUpdate, examples.CHANGE))]
+Batch = Annotated[TaskBatch, Depends(Strict(TaskBatch, examples.BATCH))]
+Lines = Annotated[BinaryIO, Depends(Spooled(examples.LINES), scope="function")]
 
 HasDep = Annotated[Tags, Depends(IfNoneMatch())]
 ConditionDep = Annotated[Condition, Depends(IfMatch())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 TASK_ID: Final = "019ac0de-7a10-7c55-8a1c-0d6f3b9e4a21"
@@ -25,3 +26,23 @@ NEW: Final = {
 }
 WHOLE: Final = {"full": {"title": "Water the tomatoes", "description": None, "is_completed": True}}
 CHANGE: Final = {"complete": {"is_completed": True}, "clear the description": {"description": None}}
+BATCH: Final = {
+    "three at once": {
+        "operations": [
+            {"op": "create", "task": {"title": "Buy stakes"}},
+            {"op": "update", "id": TASK_ID, "task": {"is_completed": True}, "if_match": "1-5f3c8a2b4e6d7"},
+            {"op": "delete", "id": "019ac0de-8f22-7d31-b7c4-61f5a0e9d310"},
+        ]
+    }
+}
+BATCHED: Final = {
+    "results": [
+        {"op": "update", "id": TASK_ID, "etag": "2-5f3c8a2b51f90", "task": CHANGED},
+        {"op": "delete", "id": "019ac0de-8f22-7d31-b7c4-61f5a0e9d310", "etag": None, "task": None},
+    ]
+}
+LINES: Final = {
+    "titles": '{"title":"Water the tomatoes"}\n{"title":"Buy stakes"}\n',
+    "exported": json.dumps(TASK, separators=(",", ":")) + "\n",
+}
+IMPORTED: Final = {"count": 2}

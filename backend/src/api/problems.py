@@ -52,14 +52,20 @@ class TooLarge(RequestError):
     status = 413
     slug = "too-large"
     title = "The body is too large"
-    meaning = "The body is over the limit that MAX_BODY_BYTES sets; it was not read to its end."
+    meaning = (
+        "The body is over the limit that MAX_BODY_BYTES sets (for a batch MAX_BATCH_BYTES, for an import "
+        "MAX_IMPORT_BYTES); it was not read to its end."
+    )
 
 
 class UnsupportedMediaType(RequestError):
     status = 415
     slug = "unsupported-media-type"
-    title = "The body is not JSON by its Content-Type"
-    meaning = "Send the body as JSON, with `Content-Type: application/json`."
+    title = "The body is of another type than is asked for"
+    meaning = (
+        "Send JSON with `Content-Type: application/json`, an import with `application/x-ndjson`: in UTF-8, and not "
+        "compressed."
+    )
 
 
 class HeadersTooLarge(RequestError):
@@ -361,7 +367,13 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             if "requestBody" in operation or checked:
                 implied.append(Invalid)
             for status, entry in responses(*implied).items():
-                listed.setdefault(str(status), entry)
+                there = listed.setdefault(str(status), entry)
+                if there is not entry and MEDIA_TYPE in there.get("content", {}):
+                    # Some problems of this status are listed already, and these are others.
+                    said = there["content"][MEDIA_TYPE]["examples"]
+                    if not entry["content"][MEDIA_TYPE]["examples"].keys() <= said.keys():
+                        there["description"] = f"{entry['description']} {there['description']}"
+                        said.update(entry["content"][MEDIA_TYPE]["examples"])
             operation["responses"] = dict(sorted(listed.items()))
     return document
 

@@ -7,9 +7,12 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ..errors import (
+    BatchRefused,
+    Conflict,
+    Invalid,
     KeyReused,
     NotFound,
     OutcomeUnknown,
@@ -17,18 +20,21 @@ from ..errors import (
     PreconditionFailed,
     PreconditionRequired,
     Refused,
+    TooManyRequests,
     Unauthenticated,
     Unavailable,
 )
-from ..models import TaskRead
+from ..models import TaskBatchRead, TaskRead
 from ..services import tasks
 from . import examples, problems
 from .conditions import quoted
 from .contract import JSON, answers, header, links
 from .deps import (
+    Batch,
     ConditionDep,
     DatabaseDep,
     HasDep,
+    Lines,
     ListingDep,
     NewTask,
     PrincipalDep,
@@ -38,6 +44,7 @@ from .deps import (
     WholeTask,
 )
 from .pages import TaskPage
+from .transfers import LINES, Imported, Stream, begun
 
 PREFIX: Final = "/v1/tasks"
 # A path that holds no UUID is no task's: 404, as for every id that is not there.
@@ -59,7 +66,7 @@ _LINKS: Final = links(
     "replace_task",
     "delete_task",
 )
-_CONDITIONAL: Final = (PreconditionFailed, PreconditionRequired, OutcomeUnknown)
+_CONDITIONAL: Final = (Invalid, PreconditionFailed, PreconditionRequired, OutcomeUnknown)
 
 router = APIRouter(
     prefix=PREFIX,
@@ -105,6 +112,65 @@ async def create_task(
     if created.replayed:
         headers["idempotency-replayed"] = "true"
     return _task(created.body, created.etag, 201, headers)
+
+
+@router.post(
+    "/batch",
+    summary="Do many operations as one",
+    response_model=TaskBatchRead,
+    responses={
+        **answers(200, "All were done.", examples.BATCHED, headers=[_REPLAYED]),
+        **problems.responses(KeyReused, BatchRefused, Conflict, OutcomeUnknown),
+    },
+)
+async def batch_tasks(
+    principal: PrincipalDep, database: DatabaseDep, repeat: RepeatDep, batch: Batch
+) -> Response:
+    """Up to 1,000 operations, all done in their order or none; those that cannot be done are named by index.
+
+    An ETag in `if_match` stands without its quotes, as the answers of a batch give it.
+    """
+    key = repeat.of("batch_tasks", batch)
+    done = await tasks.batch(database, principal, batch.operations, idempotency=key)
+    replayed = {"idempotency-replayed": "true"} if done.replayed else {}
+    return Response(done.body, media_type=JSON, headers={**_UNKEPT, **replayed})
+
+
+@router.get(
+    "/export",
+    summary="Export all tasks",
+    response_class=StreamingResponse,
+    responses={
+        **answers(200, "A task a line, the oldest first.", examples.LINES["exported"], media_type=LINES),
+        **problems.responses(TooManyRequests),
+    },
+)
+async def export_tasks(principal: PrincipalDep, database: DatabaseDep) -> Response:
+    """All of yours as they are at one moment, as newline-delimited JSON, each line as `TaskRead` describes it.
+
+    An answer that ends before its last chunk is not whole. One export or import runs at a time.
+    """
+    pieces = await begun(tasks.export(database, principal.user_id))
+    attached = {"content-disposition": 'attachment; filename="tasks.ndjson"'}
+    return Stream(pieces, media_type=LINES, headers={**_UNKEPT, **attached})
+
+
+@router.post(
+    "/import",
+    summary="Import tasks",
+    response_model=Imported,
+    responses={
+        **answers(200, "All were made.", examples.IMPORTED),
+        **problems.responses(TooManyRequests, Conflict, OutcomeUnknown),
+    },
+)
+async def import_tasks(principal: PrincipalDep, database: DatabaseDep, lines: Lines) -> Response:
+    """All lines or none. What is wrong is told by line, with the first as `/0`; an id that you have already is.
+
+    The lines of an export give the same tasks, ids and times included, in whoever's account they are imported.
+    """
+    loaded = await tasks.load(database, principal, lines)
+    return Response(Imported(count=loaded.count).model_dump_json(), media_type=JSON, headers=_UNKEPT)
 
 
 @router.get(
@@ -155,7 +221,14 @@ async def update_task(
     response_model=TaskRead,
     responses={
         **answers(200, "The task in its new form.", examples.CHANGED, headers=[_ETAG], linked=_LINKS),
-        **answers(201, "The new task.", examples.TASK, headers=[_LOCATION, _ETAG], linked=_LINKS),
+        **answers(
+            201,
+            "The new task.",
+            examples.TASK,
+            model=TaskRead,
+            headers=[_LOCATION, _ETAG],
+            linked=_LINKS,
+        ),
         **problems.responses(*_CONDITIONAL),
     },
 )
