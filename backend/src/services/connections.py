@@ -262,7 +262,8 @@ class Connections:
         if self._pool is not None:
             # Whatever was open before the loss is replaced when it is next wanted.
             asyncio.get_running_loop().create_task(self._pool.expire_connections())
-        self._healer = asyncio.create_task(self._heal(), name="database-healer")
+        # A context of its own: its log lines are not the request's that met the loss.
+        self._healer = asyncio.create_task(self._heal(), name="database-healer", context=Context())
 
     async def _heal(self, tried: asyncio.Event | None = None) -> None:
         """Tries until the database is reached. `tried` is set after the first attempt, which may be refused."""
