@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     Text,
     Uuid,
+    and_,
     bindparam,
     case,
     cast,
@@ -112,7 +113,11 @@ def _create() -> Any:
 
 
 def _create_once() -> Any:
-    """The answer is rendered before the task is there, from the same values: the key's row has to hold it."""
+    """The answer is rendered before the task is there, from the same values: the key's row has to hold it.
+
+    The key is this statement's own when it holds the id and the moment of this statement. The id alone would not
+    tell: a statement whose answer was lost is run again as it was.
+    """
     who = me()
     now = func.now()
     fresh = select(
@@ -129,7 +134,8 @@ def _create_once() -> Any:
         select(fresh.c.user_id, fresh.c.id, answer.c.json, created_status).select_from(fresh, answer)
     )
     names = ["user_id", "id", "title", "description", "is_completed"]
-    row = select(*(fresh.c[name] for name in names)).where(kept.c.task_id == fresh.c.id)
+    own = and_(kept.c.task_id == fresh.c.id, kept.c.created_at == fresh.c.created_at)
+    row = select(*(fresh.c[name] for name in names)).where(own)
     created = (
         insert(Task).from_select(names, row, include_defaults=False).returning(col(Task.id)).cte("created")
     )

@@ -1,233 +1,360 @@
-"""What an owner may do with tasks, on a real database."""
+"""What an owner may do with a task, on a real database, in whichever role."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
-from pydantic import TypeAdapter
 
-from src.errors import Invalid, NotFound
-from src.models import TaskCreate, TaskRead, TaskUpdate, UserCreate
-from src.services import tasks, users
+from owning import create, listed, owned, read, shown, somebody, update
+from proxies import Proxy
+from src.config.database import parse
+from src.errors import Invalid, KeyReused, NotFound, PreconditionFailed, Unauthenticated
+from src.models import TaskCreate, TaskPut, TaskUpdate
+from src.services import tasks
 from src.services.database import Database
 from src.services.embedded import EmbeddedPostgres
-from src.services.statements import Statement
-from src.services.tasks import Known, PageQuery
+from src.services.idempotency import SWEPT_AT_ONCE, IdempotencyKey
+from src.services.tasks import ANY_VERSION, Known, PageQuery
 
-PAGE: TypeAdapter[list[TaskRead]] = TypeAdapter(list[TaskRead])
-
-
-async def an_owner(database: Database, name: str = "ada") -> UUID:
-    return UUID(json.loads(await users.create(database, UserCreate(email=f"{name}@example.com")))["id"])
+A_DAY_AGO = "UPDATE idempotency_keys SET created_at = created_at - interval '24 hours'"
 
 
-async def create(database: Database, owner: UUID, **fields: Any) -> TaskRead:
-    new = TaskCreate(**{"title": "Learn"} | fields)
-    return TaskRead.model_validate_json((await tasks.create(database, Known(owner), new)).body)
+def a_key(name: str = "k", body: bytes = b"{}", **more: Any) -> IdempotencyKey:
+    return IdempotencyKey.of(name, "create_task", body, **more)
 
 
-async def read(database: Database, owner: UUID, task_id: UUID) -> TaskRead:
-    return TaskRead.model_validate_json((await tasks.read(database, owner, task_id)).body)
-
-
-async def listed(database: Database, owner: UUID, **query: Any) -> list[TaskRead]:
-    return PAGE.validate_json((await tasks.page(database, owner, PageQuery(**query))).items)
-
-
-async def update(database: Database, owner: UUID, task_id: UUID, **fields: Any) -> TaskRead:
-    change = TaskUpdate(**fields)
-    return TaskRead.model_validate_json((await tasks.update(database, owner, task_id, change)).body)
-
-
-async def test_a_task_is_created_as_it_was_sent(database: Database) -> None:
-    owner = await an_owner(database)
-    task = await create(database, owner, title="  Bücher\n ", description="")
-    assert (task.title, task.description, task.user_id) == ("  Bücher\n ", "", owner)
+async def test_a_task_is_created_as_it_was_sent(either: Database) -> None:
+    ada = somebody()
+    task = await create(either, ada, title="  Bücher\n ", description="")
+    assert (task.title, task.description, task.user_id) == ("  Bücher\n ", "", ada.user_id)
     assert (task.version, task.is_completed, task.id.version) == (1, False, 7)
     assert task.created_at == task.updated_at
-    assert (await create(database, owner)).description is None
-    assert (await create(database, owner, is_completed=True)).is_completed
-    assert await read(database, owner, task.id) == task
+    assert (await create(either, ada)).description is None
+    assert (await create(either, ada, is_completed=True)).is_completed
+    assert await read(either, ada, task.id) == task
 
 
-async def test_an_update_changes_what_was_sent_and_nothing_else(database: Database) -> None:
-    owner = await an_owner(database)
-    task = await create(database, owner, description="d")
-    renamed = await update(database, owner, task.id, title="New")
+async def test_a_first_write_makes_the_account(either: Database, database: Database) -> None:
+    ada, eve, bob = somebody("ada@example.com"), somebody("ada@example.com"), somebody()
+    writes: list[Callable[[Known], Awaitable[object]]] = [
+        lambda who: tasks.create(either, who, TaskCreate(title="a")),
+        lambda who: tasks.put(either, who, uuid4(), TaskPut(title="a")),
+        lambda who: tasks.create(either, who, TaskCreate(title="a"), idempotency=a_key()),
+    ]
+    for write, who in zip(writes, (ada, eve, bob), strict=True):
+        await write(who)
+        assert len(await owned(either, who)) == 1
+    async with database.transaction() as connection:
+        kept = dict(await connection.fetch("SELECT id, email FROM users"))  # type: ignore[arg-type]
+    assert kept == {ada.user_id: "ada@example.com", eve.user_id: None, bob.user_id: None}
+
+
+async def test_what_was_read_and_not_written_makes_no_account(either: Database, database: Database) -> None:
+    ada = somebody("ada@example.com")
+    assert await listed(either, ada) == []
+    for attempt in (
+        tasks.read(either, ada.user_id, uuid4()),
+        tasks.update(either, ada.user_id, uuid4(), TaskUpdate(title="a")),
+        tasks.delete(either, ada.user_id, uuid4()),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+    async with database.transaction() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM users") == 0
+
+
+async def test_a_deleted_users_writes_are_refused_and_make_nobody(
+    either: Database, database: Database
+) -> None:
+    ada = somebody("ada@example.com")
+    task = await create(either, ada)
+    async with database.transaction() as connection:
+        await connection.execute("DELETE FROM users WHERE id = $1", ada.user_id)
+    for attempt in (
+        tasks.create(either, ada, TaskCreate(title="a")),
+        tasks.create(either, ada, TaskCreate(title="a"), idempotency=a_key()),
+        tasks.put(either, ada, task.id, TaskPut(title="a")),
+        tasks.put(either, ada, task.id, TaskPut(title="a"), only_new=True),
+        tasks.put(either, ada, task.id, TaskPut(title="a"), if_match=ANY_VERSION),
+        tasks.update(either, ada.user_id, task.id, TaskUpdate(title="a")),
+        tasks.update(either, ada.user_id, task.id, TaskUpdate(title="a"), if_match=ANY_VERSION),
+        tasks.delete(either, ada.user_id, task.id),
+        tasks.delete(either, ada.user_id, task.id, if_match=ANY_VERSION),
+    ):
+        with pytest.raises(Unauthenticated):
+            await attempt
+    async with database.transaction() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM users") == 0
+
+
+async def test_an_update_changes_what_was_sent_and_nothing_else(either: Database) -> None:
+    ada = somebody()
+    task = await create(either, ada, description="d")
+    renamed = await update(either, ada, task.id, title="New")
     assert renamed == task.model_copy(update={"title": "New", "version": 2, "updated_at": renamed.updated_at})
     assert renamed.updated_at > task.updated_at
-    done = await update(database, owner, task.id, is_completed=True)
+    done = await update(either, ada, task.id, is_completed=True)
     assert (done.title, done.description, done.is_completed, done.version) == ("New", "d", True, 3)
-    cleared = await update(database, owner, task.id, description=None, is_completed=False)
+    cleared = await update(either, ada, task.id, description=None, is_completed=False)
     assert (cleared.title, cleared.description, cleared.is_completed) == ("New", None, False)
-    described = await update(database, owner, task.id, description="e")
+    described = await update(either, ada, task.id, description="e")
     assert (described.title, described.description, described.version) == ("New", "e", 5)
 
 
-async def test_an_update_of_nothing_makes_no_new_version(database: Database) -> None:
-    owner = await an_owner(database)
-    task = await create(database, owner)
-    assert await update(database, owner, task.id) == task
+async def test_an_update_of_nothing_makes_no_new_version(either: Database) -> None:
+    ada = somebody()
+    made = await tasks.create(either, ada, TaskCreate(title="a"))
+    for if_match in (None, ANY_VERSION, made.etag):
+        same = await tasks.update(either, ada.user_id, made.task_id, TaskUpdate(), if_match=if_match)
+        assert same == (made.body, made.etag)
+    with pytest.raises(PreconditionFailed):
+        await tasks.update(either, ada.user_id, made.task_id, TaskUpdate(), if_match="1-0")
     with pytest.raises(NotFound):
-        await update(database, owner, uuid4())
+        await update(either, ada, uuid4())
 
 
-async def test_updates_at_once_each_make_a_version(database: Database) -> None:
-    owner = await an_owner(database)
-    task = await create(database, owner)
-    seen = await asyncio.gather(*(update(database, owner, task.id, title=str(n)) for n in range(20)))
-    assert sorted(change.version for change in seen) == list(range(2, 22))
-
-
-async def test_a_deleted_task_is_gone(database: Database) -> None:
-    owner = await an_owner(database)
-    task = await create(database, owner)
-    await tasks.delete(database, owner, task.id)
+async def test_a_deleted_task_is_gone(either: Database) -> None:
+    ada = somebody()
+    task = await create(either, ada)
+    await tasks.delete(either, ada.user_id, task.id)
     for attempt in (tasks.read, tasks.delete):
         with pytest.raises(NotFound):
-            await attempt(database, owner, task.id)
+            await attempt(either, ada.user_id, task.id)
 
 
-async def test_another_owners_task_is_as_if_it_were_not(database: Database) -> None:
-    ada, bob = await an_owner(database), await an_owner(database, "bob")
-    task = await create(database, ada)
+async def test_a4_another_owners_task_is_as_if_it_were_not(either: Database) -> None:
+    ada, bob = somebody(), somebody()
+    made = await tasks.create(either, ada, TaskCreate(title="hers"))
+    await create(either, bob)
     said = []
-    for task_id in (task.id, uuid4()):
+    for task_id in (made.task_id, uuid4()):
         for attempt in (
-            tasks.read(database, bob, task_id),
-            tasks.update(database, bob, task_id, TaskUpdate(title="mine")),
-            tasks.update(database, bob, task_id, TaskUpdate()),
-            tasks.delete(database, bob, task_id),
+            tasks.read(either, bob.user_id, task_id),
+            tasks.update(either, bob.user_id, task_id, TaskUpdate(title="mine")),
+            tasks.update(either, bob.user_id, task_id, TaskUpdate(title="mine"), if_match=made.etag),
+            tasks.update(either, bob.user_id, task_id, TaskUpdate()),
+            tasks.delete(either, bob.user_id, task_id),
+            tasks.delete(either, bob.user_id, task_id, if_match=made.etag),
         ):
             with pytest.raises(NotFound) as caught:
                 await attempt
             said.append(str(caught.value))
     assert len(set(said)) == 1
-    assert (await tasks.page(database, bob)).items == "[]"
-    assert await read(database, ada, task.id) == task
+    assert made.task_id not in await owned(either, bob)
+    assert await tasks.read(either, ada.user_id, made.task_id) == (made.body, made.etag)
 
 
-async def test_a_page_holds_the_newest_first(database: Database) -> None:
-    owner = await an_owner(database)
-    made = [await create(database, owner, is_completed=n % 2 == 0) for n in range(6)]
-    newest_first = made[::-1]
-    assert await listed(database, owner) == newest_first
-    assert await listed(database, owner, limit=2) == newest_first[:2]
-    done = await listed(database, owner, is_completed=True)
-    assert done == [task for task in newest_first if task.is_completed]
-    todo = await listed(database, owner, is_completed=False)
-    assert todo == [task for task in newest_first if not task.is_completed]
+async def test_a4_a_put_on_anothers_id_makes_ones_own(either: Database) -> None:
+    ada, bob = somebody(), somebody()
+    made = await tasks.create(either, ada, TaskCreate(title="hers"))
+    with pytest.raises(PreconditionFailed):
+        await tasks.put(either, bob, made.task_id, TaskPut(title="his"), if_match=made.etag)
+    put = await tasks.put(either, bob, made.task_id, TaskPut(title="his"), only_new=True)
+    assert put.created
+    assert (shown(put.body).user_id, shown(put.body).id) == (bob.user_id, made.task_id)
+    assert await tasks.read(either, ada.user_id, made.task_id) == (made.body, made.etag)
 
 
-async def test_tasks_of_one_instant_have_an_order(database: Database) -> None:
-    owner = await an_owner(database)
-    ids = [uuid4() for _ in range(20)]
+async def test_a_put_makes_and_then_replaces(either: Database) -> None:
+    ada, task_id = somebody(), uuid4()
+    put = await tasks.put(either, ada, task_id, TaskPut(title="a", description="d", is_completed=True))
+    first = shown(put.body)
+    assert (put.created, first.id, first.version) == (True, task_id, 1)
+    again = await tasks.put(either, ada, task_id, TaskPut(title="b"))
+    second = shown(again.body)
+    assert not again.created
+    assert (second.title, second.description, second.is_completed, second.version) == ("b", None, False, 2)
+    assert second.created_at == first.created_at
+    assert second.updated_at > first.updated_at
+    assert again.etag != put.etag
+    assert await tasks.read(either, ada.user_id, task_id) == (again.body, again.etag)
+
+
+async def test_a_put_minds_its_conditions(either: Database) -> None:
+    ada, task_id = somebody(), uuid4()
+    for if_match in (ANY_VERSION, "1-0"):
+        with pytest.raises(PreconditionFailed):
+            await tasks.put(either, ada, task_id, TaskPut(title="a"), if_match=if_match)
+    first = await tasks.put(either, ada, task_id, TaskPut(title="a"), only_new=True)
+    with pytest.raises(PreconditionFailed):
+        await tasks.put(either, ada, task_id, TaskPut(title="b"), only_new=True)
+    second = await tasks.put(either, ada, task_id, TaskPut(title="b"), if_match=first.etag)
+    with pytest.raises(PreconditionFailed):
+        await tasks.put(either, ada, task_id, TaskPut(title="c"), if_match=first.etag)
+    third = await tasks.put(either, ada, task_id, TaskPut(title="c"), if_match=ANY_VERSION)
+    assert (first.created, second.created, third.created) == (True, False, False)
+    assert await tasks.read(either, ada.user_id, task_id) == (third.body, third.etag)
+
+
+async def test_a_changed_and_a_missing_task_are_told_apart(either: Database) -> None:
+    ada = somebody()
+    made = await tasks.create(either, ada, TaskCreate(title="a"))
+    now = await tasks.update(either, ada.user_id, made.task_id, TaskUpdate(title="b"), if_match=made.etag)
+    for act in (
+        lambda task_id, tag: tasks.update(either, ada.user_id, task_id, TaskUpdate(title="c"), if_match=tag),
+        lambda task_id, tag: tasks.delete(either, ada.user_id, task_id, if_match=tag),
+    ):
+        with pytest.raises(PreconditionFailed):
+            await act(made.task_id, made.etag)
+        for if_match in (made.etag, now.etag, ANY_VERSION):
+            with pytest.raises(NotFound):
+                await act(uuid4(), if_match)
+    assert await tasks.read(either, ada.user_id, made.task_id) == now
+    await tasks.delete(either, ada.user_id, made.task_id, if_match=now.etag)
+    assert await listed(either, ada) == []
+
+
+async def test_an_etag_never_stands_for_another_content(either: Database) -> None:
+    ada, task_id = somebody(), uuid4()
+    seen: set[str] = set()
+    for round_number in range(5):
+        for title in ("a", "b"):
+            seen.add((await tasks.put(either, ada, task_id, TaskPut(title=f"{title}{round_number}"))).etag)
+        await tasks.delete(either, ada.user_id, task_id)
+    assert len(seen) == 10
+
+
+# Idempotency
+
+
+async def test_a_repeat_is_given_the_stored_answer_and_writes_nothing(either: Database) -> None:
+    ada = somebody()
+    first = await tasks.create(either, ada, TaskCreate(title="a", description="d"), idempotency=a_key())
+    assert await tasks.read(either, ada.user_id, first.task_id) == (first.body, first.etag)
+    await update(either, ada, first.task_id, title="b")
+    again = await tasks.create(either, ada, TaskCreate(title="a", description="d"), idempotency=a_key())
+    assert again == first._replace(replayed=True)
+    await tasks.delete(either, ada.user_id, first.task_id)
+    assert await tasks.create(either, ada, TaskCreate(title="a"), idempotency=a_key()) == again
+    assert await listed(either, ada) == []
+
+
+async def test_a_key_with_another_request_is_refused(either: Database) -> None:
+    ada = somebody()
+    await tasks.create(either, ada, TaskCreate(title="a"), idempotency=a_key())
+    with pytest.raises(KeyReused):
+        await tasks.create(either, ada, TaskCreate(title="b"), idempotency=a_key(body=b"other"))
+    assert [task.title for task in await listed(either, ada)] == ["a"]
+
+
+async def test_anothers_key_is_unknown(either: Database) -> None:
+    ada, bob = somebody(), somebody()
+    hers = await tasks.create(either, ada, TaskCreate(title="hers"), idempotency=a_key())
+    his = await tasks.create(either, bob, TaskCreate(title="his"), idempotency=a_key(body=b"other"))
+    assert (hers.replayed, his.replayed) == (False, False)
+    assert [task.title for task in await listed(either, bob)] == ["his"]
+
+
+async def test_a_key_older_than_its_time_is_new(either: Database, database: Database) -> None:
+    ada = somebody()
+    first = await tasks.create(either, ada, TaskCreate(title="a"), idempotency=a_key())
     async with database.transaction() as connection:
-        insert = "INSERT INTO tasks (user_id, id, title) SELECT $1, unnest($2::uuid[]), 'a'"
-        await connection.execute(insert, owner, ids)
-    page = await listed(database, owner)
-    assert [task.id for task in page] == sorted(ids, reverse=True)
+        await connection.execute(A_DAY_AGO)
+    later = await tasks.create(either, ada, TaskCreate(title="b"), idempotency=a_key(body=b"other"))
+    assert not later.replayed
+    assert later.task_id != first.task_id
+    assert await tasks.read(either, ada.user_id, later.task_id) == (later.body, later.etag)
+    again = await tasks.create(either, ada, TaskCreate(title="b"), idempotency=a_key(body=b"other"))
+    assert again == later._replace(replayed=True)
+    assert len(await listed(either, ada)) == 2
 
 
-@pytest.mark.parametrize("limit", [0, -1, 201, 2**63])
-async def test_a_page_of_tasks_is_bounded(database: Database, limit: int) -> None:
-    with pytest.raises(Invalid):
-        await tasks.page(database, uuid4(), PageQuery(limit=limit))
+async def test_ones_own_old_keys_are_swept_a_few_at_a_time(either: Database, database: Database) -> None:
+    ada, bob = somebody(), somebody()
+    for who in (ada, bob):
+        await create(either, who)
+        async with database.transaction() as connection:
+            await connection.execute(
+                "INSERT INTO idempotency_keys (user_id, key, request_hash, response, status, created_at)"
+                " SELECT $1, n::text, sha256('x'), '{}', 201, now() - interval '25 hours'"
+                " FROM generate_series(1, 30) n",
+                who.user_id,
+            )
+    left = []
+    for number in range(3):
+        await tasks.create(either, ada, TaskCreate(title="a"), idempotency=a_key(f"new-{number}"))
+        async with database.transaction() as connection:
+            counted = "SELECT count(*) FROM idempotency_keys WHERE user_id = $1 AND key !~ '^new'"
+            left.append(await connection.fetchval(counted, ada.user_id))
+            assert await connection.fetchval(counted, bob.user_id) == 30
+    assert left == [30 - SWEPT_AT_ONCE, 0, 0]
 
 
-# Which way the server goes. Thousands of rows of many owners, analysed, as in a system that is in use.
+@pytest.mark.parametrize("key", ["", "a" * 256, "a b", "ä", "a\n", "\x7f"])
+def test_a_key_is_visible_ascii(key: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        a_key(key)
+    assert [fault.pointer for fault in caught.value.faults] == ["Idempotency-Key"]
 
 
-FILL = """
-    INSERT INTO users (email) SELECT 'user' || n || '@example.com' FROM generate_series(1, 3000) n;
-    INSERT INTO tasks (user_id, title, is_completed, created_at, updated_at)
-    SELECT u.id, 'A task', n % 3 <> 0, now() - n * interval '1 hour', now() - n * interval '1 minute'
-    FROM users u, generate_series(1, CASE u.email WHEN 'user7@example.com' THEN 2000 ELSE 3 END) n
-    ORDER BY n, u.id;
-    ANALYZE users, tasks
-"""
+def test_a_key_tells_operations_and_bodies_apart() -> None:
+    assert len({IdempotencyKey.of("k", operation, body).request_hash
+                for operation in ("a", "ab") for body in (b"", b"b", b"bc")}) == 6  # fmt: skip
+    assert InputFault
 
 
-@pytest.fixture(scope="module")
-def filled_url(postgres: EmbeddedPostgres, administrator: Any, template: str) -> Iterator[str]:
-    async def fill() -> None:
-        connection = await asyncpg.connect(postgres.url_for("filled"))
-        await connection.execute(FILL)
-        await connection.close()
-
-    administrator.execute(f'CREATE DATABASE filled TEMPLATE "{template}"')
-    administrator.run(fill())
-    yield postgres.url_for("filled")
-    administrator.execute("DROP DATABASE filled WITH (FORCE)")
+# One round trip
 
 
 @pytest.fixture
-async def filled(filled_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(filled_url)
-    yield connection
-    await connection.close()
+def counted(postgres: EmbeddedPostgres, app_database_url: str) -> Iterator[tuple[Proxy, str]]:
+    with Proxy(postgres.port) as proxy:
+        yield proxy, proxy.through(app_database_url)
 
 
-def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan] + [node for child in plan.get("Plans", []) for node in nodes(child)]
+async def test_everything_is_one_round_trip(counted: tuple[Proxy, str]) -> None:
+    proxy, url = counted
+    ada = somebody()
+    async with Database(parse(url)) as database:
+        task_id = UUID(int=1)
+
+        async def everything() -> dict[str, int]:
+            spent: dict[str, int] = {}
+
+            async def spend(name: str, act: Awaitable[Any]) -> Any:
+                before = proxy.traffic
+                result = await act
+                spent[name] = (proxy.traffic - before).round_trips
+                return result
+
+            new, one = TaskCreate(title="a"), ada.user_id
+            await spend("create", tasks.create(database, ada, new))
+            await spend("create once", tasks.create(database, ada, new, idempotency=a_key()))
+            await spend("replay", tasks.create(database, ada, new, idempotency=a_key()))
+            made = await spend("put", tasks.put(database, ada, task_id, TaskPut(title="a")))
+            await spend("read", tasks.read(database, one, task_id))
+            now = await spend("update", tasks.update(database, one, task_id, TaskUpdate(title="b")))
+            assert made.etag != now.etag
+            change = tasks.update(database, one, task_id, TaskUpdate(title="c"), if_match=now.etag)
+            now = await spend("update matched", change)
+            await spend("nothing", tasks.update(database, one, task_id, TaskUpdate(), if_match=now.etag))
+            put = tasks.put(database, ada, task_id, TaskPut(title="c"), if_match=now.etag)
+            now = await spend("put matched", put)
+            await spend("page", tasks.page(database, one))
+            await spend("search", tasks.page(database, one, PageQuery(q="a", count="exact")))
+            await spend("delete matched", tasks.delete(database, one, task_id, if_match=now.etag))
+            await spend("put new", tasks.put(database, ada, task_id, TaskPut(title="a"), only_new=True))
+            await spend("delete", tasks.delete(database, one, task_id))
+            return spent
+
+        await everything()  # connects, and prepares each statement
+        spent = await everything()
+    assert spent == dict.fromkeys(spent, 1)
+    assert len(spent) == 14
 
 
-async def planned(
-    connection: asyncpg.Connection[Any], sql: str, *arguments: Any
-) -> tuple[set[str], set[str]]:
-    """The kinds of the plan's nodes, and the indexes it uses, but for what looks for an account."""
-    explained = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {sql}", *arguments))
-    found = nodes(explained[0]["Plan"])
-    return {node["Node Type"] for node in found}, {
-        node["Index Name"] for node in found if "Index Name" in node
-    } - {"pk_deleted_users"}
-
-
-@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
-@pytest.mark.parametrize(
-    ("statement", "index"),
-    [
-        (tasks.READ, "pk_tasks"),
-        (tasks.UPDATE, "pk_tasks"),
-        (tasks.DELETE, "pk_tasks"),
-        (users.READ, "pk_users"),
-        (users.FIND, "uq_users_email"),
-        (users.PAGE, "uq_users_email"),
-        (users.DELETE, "pk_users"),
-    ],
-    ids=lambda value: value.name if isinstance(value, Statement) else None,
-)
-async def test_each_statement_goes_by_its_index_and_sorts_nothing(
-    filled: asyncpg.Connection[Any], statement: Statement, index: str, plans: str
-) -> None:
-    await filled.execute(f"SET plan_cache_mode = {plans}")
-    owner = await filled.fetchval("SELECT id FROM users WHERE email = 'user7@example.com'")
-    task_id = await filled.fetchval("SELECT id FROM tasks WHERE user_id = $1 LIMIT 1", owner)
-    values = {"owner": owner, "limit": 20, "email": "user7@example.com", "title": "New", "describe": False}
-    values |= {"id": task_id if statement.name.startswith("tasks") else owner}
-    arguments = statement.arguments(values | {"description": None, "is_completed": None})
-    kinds, used = await planned(filled, statement.sql, *arguments)
-    assert used == {index}
-    assert not kinds & {"Sort", "Incremental Sort", "Seq Scan"}
-
-
-async def test_what_changed_since_goes_by_its_index(filled: asyncpg.Connection[Any]) -> None:
-    """Nothing asks for it yet, but a client that synchronises will."""
-    owner = await filled.fetchval("SELECT id FROM users WHERE email = 'user7@example.com'")
-    since = "SELECT id FROM tasks WHERE user_id = $1 AND updated_at > $2 ORDER BY updated_at, id LIMIT 100"
-    kinds, used = await planned(filled, since, owner, datetime.now(UTC) - timedelta(hours=5))
-    assert used == {"ix_tasks_user_id_updated_at_id"}
-    assert "Sort" not in kinds
-
-
-async def test_deleting_a_user_finds_the_tasks_by_the_key(filled: asyncpg.Connection[Any]) -> None:
-    kinds, used = await planned(filled, "DELETE FROM tasks WHERE user_id = $1", uuid4())
-    assert "Seq Scan" not in kinds
-    assert used
+async def test_n5_a_lost_reply_of_a_create_with_a_key_is_asked_for_again(counted: tuple[Proxy, str]) -> None:
+    """The write was committed and its answer was lost: the repeat finds the key, and the caller one task."""
+    proxy, url = counted
+    ada = somebody()
+    async with Database(parse(url)) as database:
+        await create(database, ada)
+        await tasks.create(database, ada, TaskCreate(title="warm"), idempotency=a_key("warm"))
+        proxy.lose_replies(1)
+        made = await tasks.create(database, ada, TaskCreate(title="once"), idempotency=a_key())
+        assert not made.replayed
+        assert [task.title for task in await listed(database, ada, q="once")] == ["once"]
+        assert await tasks.read(database, ada.user_id, made.task_id) == (made.body, made.etag)

@@ -1,0 +1,22 @@
+"""The services as an operator runs them, and as the service runs them: bound by row-level security."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from src.config.database import parse
+from src.services.database import Database
+
+
+@pytest.fixture(params=["owner", "application"])
+def either_url(request: pytest.FixtureRequest, database_url: str, app_database_url: str) -> str:
+    return database_url if request.param == "owner" else app_database_url
+
+
+@pytest.fixture
+async def either(either_url: str) -> AsyncIterator[Database]:
+    """An opened `Database` on a fresh migrated database, for either role in turn."""
+    async with Database(parse(either_url)) as opened:
+        yield opened
