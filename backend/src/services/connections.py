@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,6 @@ class Connections:
         self._background: set[asyncio.Task[None]] = set()
         self._last_exhaustion_log = float("-inf")
         self._closing = False
-
-    # -- opening and closing ---------------------------------------------------------------------------------
 
     async def open(self, greet: Callable[[Connection], Awaitable[None]]) -> None:
         """Starts the healer and waits for the outcome of its first attempt.
@@ -262,7 +260,7 @@ class Connections:
         if self._pool is not None:
             # Whatever was open before the loss is replaced when it is next wanted.
             asyncio.get_running_loop().create_task(self._pool.expire_connections())
-        # A context of its own: its log lines are not the request's that met the loss.
+        # Not in the context of the request that met the loss, whose id its log lines would carry.
         self._healer = asyncio.create_task(self._heal(), name="database-healer", context=Context())
 
     async def _heal(self, tried: asyncio.Event | None = None) -> None:
