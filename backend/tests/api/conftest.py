@@ -74,6 +74,12 @@ class Person:
 
 
 @pytest.fixture
+def somebody() -> type[Person]:
+    """`somebody(client)`: a new person who asks through that client."""
+    return Person
+
+
+@pytest.fixture
 def ana(client: httpx.AsyncClient) -> Person:
     return Person(client, "ana@example.com")
 

@@ -156,14 +156,14 @@ async def test_one_log_line_a_request_with_facts_and_nothing_of_the_request(
     client: httpx.AsyncClient, log: Log
 ) -> None:
     await client.post(
-        "/v1/echo/4711?token=hunter2", content=b"body-canary", headers={"authorization": "Bearer t0p"}
+        "/v1/echo/471147114711?token=hunter2", content=b"body-canary", headers={"authorization": "Bearer t0p"}
     )
     (line,) = log.requests
     assert line["level"] == "info"
     assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/echo/{number}", 200)
     assert isinstance(line["duration_ms"], float)
     assert line["request_id"]
-    for secret in ("hunter2", "4711", "body-canary", "t0p"):
+    for secret in ("hunter2", "471147114711", "body-canary", "t0p"):
         assert secret not in json.dumps(line)
 
 
