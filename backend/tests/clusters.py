@@ -22,10 +22,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import trustme
-from proxies import Proxy, Thief, Traffic, at
 
+from proxies import Proxy, Thief, Traffic, at
 from src.services import embedded_place, embedded_processes
 from src.services.embedded import EmbeddedPostgres
+from src.services.embedded_roles import APPLICATION, NAME
 
 __all__ = [
     "Authority",
@@ -153,8 +154,8 @@ class PgBouncer:
     def url(self) -> str:
         return at(self.server.url, self.port)
 
-    def url_for(self, database: str) -> str:
-        return at(self.server.url_for(database), self.port)
+    def url_for(self, database: str, *, role: str = NAME) -> str:
+        return at(self.server.url_for(database, role=role), self.port)
 
     @property
     def admin_url(self) -> str:
@@ -250,7 +251,8 @@ class PgBouncer:
         lines = ["[databases]", f"* = host=127.0.0.1 port={self.server.port}", "[pgbouncer]"]
         lines += [f"{name} = {value}" for name, value in settings.items()]
         (directory / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
-        (directory / "users").write_text(f'"groundwork" "{self.server.password}"\n')
+        known = (f'"{role}" "{self.server.password_of(role)}"\n' for role in (NAME, APPLICATION))
+        (directory / "users").write_text("".join(known))
         for path in (directory, *directory.iterdir()):
             self.server.site.give(path)
         return directory
