@@ -9,11 +9,11 @@ from uuid import UUID
 
 import jwt
 import pytest
-from conftest import open_directory
-from test_cli import Installation, fetch
 
+from conftest import open_directory
 from src.config.settings import load_settings
 from src.services.identity import Identity, Principal
+from test_cli import Installation, fetch
 
 
 @pytest.fixture

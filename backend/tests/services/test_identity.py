@@ -16,8 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from issuers import ALGORITHMS, Issuer, JwksServer, by_hand, hs256, private_key, public_jwk
 
+from issuers import ALGORITHMS, Issuer, JwksServer, by_hand, hs256, private_key, public_jwk
 from src.config.settings import load_settings
 from src.errors import Unauthenticated
 from src.services import tokens
@@ -192,6 +192,10 @@ async def test_a_key_verifies_by_its_own_algorithm_only(world: World, kid: str, 
         algorithm = "EdDSA" if fixed != "EdDSA" else "RS256"
     token = by_hand({"alg": algorithm, "kid": kid}, world.issuer.claims())
     assert await world.reason(token) in {"wrong-algorithm", "bad-signature"}
+    if kid == "edwards":
+        # The signature is right; only the header lies about how it was made.
+        signed = by_hand({"alg": algorithm, "kid": kid}, world.issuer.claims(), key.sign)
+        assert await world.reason(signed) in {"wrong-algorithm", "bad-signature"}
     if algorithm in {"RS384", "RS512", "PS256"} and kid == "rsa":
         valid = jwt.encode(world.issuer.claims(), key, algorithm, headers={"kid": kid})
         assert await world.reason(valid) == "wrong-algorithm"
