@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from pydantic import TypeAdapter
+from sqlalchemy import Uuid, and_, bindparam
 from sqlalchemy import delete as delete_from
 from sqlalchemy import update as update_in
 from sqlmodel import col, select
@@ -29,6 +30,7 @@ from src.services import schema, task_pages, task_transfer, tasks, users
 from src.services.database import Database
 from src.services.embedded import EmbeddedPostgres
 from src.services.embedded_roles import APPLICATION
+from src.services.ownership import me, mine
 from src.services.statements import Statement
 from src.services.tasks import IdempotencyKey, Known, PageQuery
 
@@ -350,6 +352,46 @@ async def test_every_statement_finds_its_owners_rows_however_it_is_planned(
         url = f"{app_database_url}?options=-c%20plan_cache_mode={mode}{options.replace(' ', '%20')}"
         async with Database(parse(url)) as database:
             await every_form(database, eve, ada)
+
+
+def bare(verb: str) -> Statement:
+    """The plainest statements of the form, with nothing but `mine` to say when they may begin."""
+
+    def build() -> Any:
+        who = me()
+        this = and_(mine(who, Task.user_id), col(Task.id) == bindparam("id", type_=Uuid))
+        if verb == "read":
+            return select(Task.title).where(this)
+        if verb == "join":
+            both = select(Task.title).join(User, col(User.id) == col(Task.user_id))
+            return both.where(this, mine(who, User.id))
+        if verb == "change":
+            return update_in(Task).where(this).values(title="changed").returning(col(Task.title))
+        if verb == "change what was held":
+            held = select(Task.id).where(this).with_for_update().cte("held").prefix_with("MATERIALIZED")
+            changed = update_in(Task).where(mine(who, Task.user_id), col(Task.id) == held.c.id)
+            return changed.values(title="changed").returning(col(Task.title))
+        return delete_from(Task).where(this).returning(col(Task.title))
+
+    return Statement(verb, build, repeatable=False)
+
+
+@pytest.mark.parametrize("off", PLANNED.values(), ids=PLANNED)
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_the_condition_alone_sets_the_owner_before_the_first_row_is_read(
+    app_database_url: str, ada: Ada, eve: Known, mode: str, off: tuple[str, ...]
+) -> None:
+    settings = {"plan_cache_mode": mode} | dict.fromkeys(off, "off")
+    connection = await asyncpg.connect(app_database_url, server_settings=settings)
+    try:
+        for verb in ("read", "join", "change", "change what was held", "delete"):
+            statement = bare(verb)
+            for author, found in ((ada.author, True), (eve, False), (ada.author, verb != "delete")):
+                values = {"owner": author.user_id, "id": ada.task_id}
+                title = await connection.fetchval(statement.sql, *statement.arguments(values))
+                assert (title is not None) == found, verb
+    finally:
+        await connection.close()
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
