@@ -7,8 +7,7 @@ service then runs as the owner of the tables, and `python -m src verify` prints 
 
 from __future__ import annotations
 
-import logging
-
+import structlog
 from alembic import op
 
 revision = "0002"
@@ -16,7 +15,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-log = logging.getLogger("alembic.runtime.migration")
+log = structlog.get_logger("groundwork.migrations")
 
 # Another database of the cluster may be doing the same at this moment. Its uncommitted role is waited for,
 # within lock_timeout, and then met as a violation of the unique name.
@@ -163,9 +162,7 @@ def upgrade() -> None:
             op.execute(grant)
         op.execute(SCHEMA_USAGE)
     else:
-        log.warning(
-            "isolation.role-not-made", extra={"role": "groundwork_app", "remedy": "python -m src verify"}
-        )
+        log.warning("isolation.role-not-made", role="groundwork_app", remedy="python -m src verify")
 
 
 def downgrade() -> None:
