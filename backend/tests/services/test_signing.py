@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from src.config.settings import BACKEND, load_settings
+from src.config.settings import load_settings
 from src.errors import ConfigurationError, Unauthenticated
+from src.services import signing
 from src.services.identity import Identity
 from src.services.signing import FILE_NAME, SigningKeys, new_key
 
@@ -47,21 +47,18 @@ def test_in_development_a_key_is_made_once_for_its_owner_only(tmp_path: Path) ->
     )
 
 
-def test_processes_that_start_at_once_get_the_same_key(tmp_path: Path) -> None:
-    program = (
-        "import sys; from src.config.settings import load_settings; from src.services.signing import SigningKeys;"
-        "print(SigningKeys.from_settings(load_settings(data_directory=sys.argv[1])).derive(b'x').hex())"
-    )
+def test_all_who_make_a_key_at_once_get_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = threading.Barrier(8)
 
-    def start(_: int) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / "data")],
-            cwd=BACKEND, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout
+    def made() -> str:
+        at_once.wait(30)  # Each has seen that there is none.
+        return new_key()
 
-    with ThreadPoolExecutor(6) as pool:
-        assert len(set(pool.map(start, range(6)))) == 1
+    monkeypatch.setattr(signing, "new_key", made)
+    settings = load_settings(data_directory=tmp_path / "data")
+    with ThreadPoolExecutor(8) as pool:
+        starts = [pool.submit(SigningKeys.from_settings, settings) for _ in range(8)]
+        assert len({start.result().derive(b"x") for start in starts}) == 1
     assert [each.name for each in (tmp_path / "data").iterdir()] == [FILE_NAME]
 
 
