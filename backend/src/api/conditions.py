@@ -147,7 +147,7 @@ class IdempotencyHeader:
             key = key[1:-1]
         if not 1 <= len(key) <= KEY_MAX_LENGTH or not all("!" <= character <= "~" for character in key):
             raise _refused("Idempotency-Key", f"Has to be 1 to {KEY_MAX_LENGTH} visible ASCII characters.")
-        # Should its outcome become unknown, the client may be told to repeat it.
+        # Should the server give the request up, the client may be told to repeat it.
         request.state.repeatable = True
         return Repeat(key, hours)
 

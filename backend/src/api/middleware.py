@@ -141,8 +141,10 @@ class RequestMiddleware:
             if not status:
                 cut: RequestError = Unavailable("cancelled", "The service is stopping.")
                 if method not in _SAFE_METHODS:
-                    again = problems.REPEAT_AFTER_SECONDS if state.get("repeatable") else None
-                    cut = OutcomeUnknown("cancelled", retry_after_seconds=again)
+                    # With an Idempotency-Key it may be sent again; elsewhere the services say so themselves.
+                    cut = OutcomeUnknown(
+                        "cancelled", retry_after_seconds=1 if state.get("repeatable") else None
+                    )
                 await say(cut)
             raise
         except Exception as error:

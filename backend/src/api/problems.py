@@ -22,12 +22,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InputFault, Invalid, NotFound, OutcomeUnknown, RequestError, Unauthenticated
+from ..errors import InputFault, Invalid, NotFound, RequestError, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED_FAULTS = 20
-# With an Idempotency-Key a write of unknown outcome may be sent again.
-REPEAT_AFTER_SECONDS = 1
 
 
 class Malformed(RequestError):
@@ -207,8 +205,6 @@ def install(app: FastAPI) -> None:
 
 
 def _finish(request: Request, error: RequestError) -> Response:
-    if isinstance(error, OutcomeUnknown) and getattr(request.state, "repeatable", False):
-        error.retry_after_seconds = error.retry_after_seconds or REPEAT_AFTER_SECONDS
     # The middleware adds the problem and its reason to the request's one log line.
     request.state.problem = error
     return answer(error, request.state.request_id)

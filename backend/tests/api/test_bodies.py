@@ -154,6 +154,7 @@ def test_no_body_of_the_allowed_size_holds_the_loop_for_long() -> None:
         b"[" + b"[]," * (size // 3) + b"[]]",
         b'"' + b'\\"' * (size // 2),
         b'"' * size,
+        b"[" * 40 + b'"' + b'\\"' * (size // 2),
         b"9" * size,
         b"1." + b"9" * size,
         b"1e" + b"9" * size,

@@ -14,6 +14,7 @@ import structlog
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
+from src.api.deps import RepeatDep
 from src.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def with_routes(app: FastAPI) -> FastAPI:
 
     @router.api_route("/slow", methods=["GET", "POST"], operation_id="slow", include_in_schema=False)
     async def slow() -> None:
+        await asyncio.sleep(60)
+
+    @router.post("/slow/kept")
+    async def kept(repeat: RepeatDep) -> None:
         await asyncio.sleep(60)
 
     @router.get("/away")
@@ -206,10 +211,24 @@ async def test_an_answer_that_breaks_off_is_left_unfinished_and_logged_once(
 
 
 @pytest.mark.parametrize(
-    ("method", "status", "slug"), [("GET", 503, "unavailable"), ("POST", 504, "outcome-unknown")]
+    ("method", "path", "key", "status", "slug", "again"),
+    [
+        ("GET", "/v1/slow", "k", 503, "unavailable", True),
+        ("POST", "/v1/slow", "k", 504, "outcome-unknown", False),
+        ("POST", "/v1/slow/kept", "", 504, "outcome-unknown", False),
+        ("POST", "/v1/slow/kept", "k", 504, "outcome-unknown", True),
+    ],
 )
-async def test_a_request_cut_off_by_the_server_says_whether_it_may_have_written(
-    make_app: MakeApp, serve: Serve, log: Log, method: str, status: int, slug: str
+async def test_a_request_cut_off_by_the_server_says_whether_it_may_have_written_and_may_be_repeated(
+    make_app: MakeApp,
+    serve: Serve,
+    log: Log,
+    method: str,
+    path: str,
+    key: str,
+    status: int,
+    slug: str,
+    again: bool,
 ) -> None:
     app = with_routes(make_app())
     sent: list[Any] = []
@@ -220,7 +239,8 @@ async def test_a_request_cut_off_by_the_server_says_whether_it_may_have_written(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": "/v1/slow", "headers": [], "query_string": b""}
+    headers = [(b"idempotency-key", key.encode())] if key else []
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
     async with serve(app):
         request = asyncio.create_task(app(scope, receive, send))
         await asyncio.sleep(0.1)
@@ -228,6 +248,7 @@ async def test_a_request_cut_off_by_the_server_says_whether_it_may_have_written(
         with pytest.raises(asyncio.CancelledError):
             await request
     assert sent[0]["status"] == status
+    assert (b"retry-after" in dict(sent[0]["headers"])) == again
     assert json.loads(sent[1]["body"])["type"] == f"/problems/{slug}"
     (line,) = log.requests
     assert line["cancelled"] is True
