@@ -19,7 +19,8 @@ from ..models.kept_answer import KEY_MAX_LENGTH
 from ..services.idempotency import IdempotencyKey
 from ..services.task_rows import ANY_VERSION
 
-_TAG: Final = re.compile(r'\s*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)")?\s*(?:,|\Z)')
+# Blanks are consumed at once and never tried again: else a header of 30 kB of them would take seconds.
+_TAG: Final = re.compile(r'\s*+(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*+)")?\s*+(?:,|\Z)')
 
 
 def quoted(etag: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +38,13 @@ def test_lists_of_tags_are_read_as_the_standard_writes_them(
 ) -> None:
     tags = Tags.of(values)
     assert (tags.any, tags.strong, tags.weak) == (False, strong, weak)
+
+
+@pytest.mark.parametrize("rest", [" " * 32_000 + "b", '"a' * 16_000, "," * 32_000 + "b", "W/" * 16_000])
+def test_a_long_header_of_no_tags_is_read_in_no_time(rest: str) -> None:
+    began = time.process_time()
+    assert not Tags.of(['"a",' + rest]).hold("a")
+    assert time.process_time() - began < 1.0
 
 
 def test_a_star_stands_for_any_tag_only_when_alone() -> None:
