@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import Uuid, and_, bindparam
+from sqlalchemy import Uuid, and_, bindparam, func
 from sqlalchemy import delete as delete_from
 from sqlalchemy import update as update_in
 from sqlmodel import col, select
@@ -27,7 +27,7 @@ from src.errors import Conflict, Invalid, NotFound, PreconditionFailed, Refused
 from src.models import Task, TaskCreate, TaskOperation, TaskPut, TaskUpdate, User
 from src.models.isolation import OWNER_COLUMNS
 from src.services import schema, task_pages, task_transfer, tasks, users
-from src.services.database import Database
+from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.embedded_roles import APPLICATION
 from src.services.ownership import me, mine
@@ -281,6 +281,31 @@ async def test_who_names_no_owner_meets_no_row(app_database: Database, eve: Know
             assert await connection.fetchval("SELECT count(*) FROM tasks") == 1
 
 
+COUNT = Statement("count", lambda: select(func.count()).select_from(Task), repeatable=True)
+
+
+async def nothing_stays(database: Database, author: Known) -> None:
+    """Whoever gets the connection next, and names nobody, meets no row: nothing of the last owner is left on it."""
+    for _ in range(3):
+        assert (await tasks.page(database, author.user_id)).items != "[]"
+        assert await database.value(COUNT) == 0
+        async with database.session(owner=author.user_id) as session:
+            assert (await session.exec(select(Task))).all()
+        assert await database.value(COUNT) == 0
+        async with database.transaction(owner=author.user_id) as connection:
+            assert await connection.fetchval("SELECT count(*) FROM tasks")
+            # What a give-back would wipe is not to be there in the first place.
+            await connection.execute("COMMIT")
+            assert await connection.fetchval("SELECT count(*) FROM tasks") == 0
+            await connection.execute("BEGIN")
+        assert await database.value(COUNT) == 0
+
+
+async def test_nothing_of_an_owner_stays_on_the_connection(app_database_url: str, eve: Known) -> None:
+    async with Database(parse(app_database_url), Limits(pool_size=1)) as database:
+        await nothing_stays(database, eve)
+
+
 async def test_naming_the_owner_costs_no_round_trip(
     postgres: EmbeddedPostgres, app_database_url: str, eve: Known
 ) -> None:
@@ -487,4 +512,5 @@ async def test_on_postgresql_15_and_behind_a_pooler_each_finds_their_own(
                 assert SECRET not in (await tasks.page(database, eve.user_id)).items
                 async with database.session() as session:
                     assert (await session.exec(select(Task))).all() == []
+            await nothing_stays(database, eve)
     await administration.close()
