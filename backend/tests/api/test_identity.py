@@ -13,8 +13,8 @@ from uuid import UUID, uuid5
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
-from issuers import Issuer, JwksServer, by_hand, hs256
 
+from issuers import Issuer, JwksServer, by_hand, hs256
 from src.api.deps import DatabaseDep, PrincipalDep
 from src.config.settings import load_settings
 from src.errors import ConfigurationError
