@@ -124,7 +124,9 @@ def _is_other(purpose: object) -> bool:
 
 def _object(part: str) -> dict[str, Any]:
     try:
-        found = json.loads(_decoded(part), object_pairs_hook=_once, parse_constant=_no_constant)
+        # Given bytes, `loads` would also take UTF-16, UTF-32 and a byte order mark (RFC 7519, 3 has UTF-8 only).
+        text = _decoded(part).decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

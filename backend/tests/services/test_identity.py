@@ -283,6 +283,18 @@ async def test_what_is_no_object_is_no_header_and_no_claims(world: World, text: 
     assert await world.reason(by_hand(good, text, key.sign)) == "malformed"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+async def test_a_token_is_utf_8_and_nothing_else(world: World, encoding: str) -> None:
+    key = world.issuer.keys["edwards"][1]
+    header, claims = {"alg": "EdDSA", "kid": "edwards"}, world.issuer.claims()
+    assert await world.identity.principal(f"Bearer {by_hand(header, claims, key.sign)}")
+    for parts in (
+        (json.dumps(header).encode(encoding), claims),
+        (header, json.dumps(claims).encode(encoding)),
+    ):
+        assert await world.reason(by_hand(*parts, key.sign)) == "malformed"
+
+
 async def test_a_token_over_the_bound_is_not_even_taken_apart(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
