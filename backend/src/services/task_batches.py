@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
+    CTE,
     Boolean,
-    DateTime,
     Integer,
+    Select,
     SmallInteger,
     Text,
     Uuid,
@@ -28,6 +28,7 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    true,
     union_all,
     update,
 )
@@ -40,7 +41,7 @@ from ..models.rendering import as_array, fields
 from .idempotency import IdempotencyKey, claim, key_values, swept
 from .ownership import deleted_is_unauthenticated, me, mine, provisioned
 from .statements import Statement
-from .task_rows import ANY_VERSION, NOBODYS, Author, after, array_rows
+from .task_rows import ANY_VERSION, NOBODYS, Author, after, array_rows, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -109,7 +110,7 @@ async def _run(
     values: dict[str, Any] = {
         "owner": author.user_id,
         "email": author.email,
-        "ids": sorted({operation.id for operation in operations}),
+        "wanted_id": sorted({operation.id for operation in operations}),
     }
     if idempotency is not None:
         values |= key_values(idempotency)
@@ -222,14 +223,12 @@ class _Account:
         self.written = len(made) + len(changed) + len(gone)
         values = {f"made_{name}": _column(made, name) for name in _COLUMNS}
         values |= {f"changed_{name}": _column(changed, name) for name in (*_COLUMNS, "created_at")}
-        return values | {"gone": gone}
+        return values | {"gone_id": gone}
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     if name == "id":
         return [UUID(row["id"]) for row in rows]
-    if name == "created_at":
-        return [datetime.fromisoformat(row["created_at"]) for row in rows]
     return [row[name] for row in rows]
 
 
@@ -242,18 +241,27 @@ def _etag(task: dict[str, Any]) -> str:
 # The two statements
 
 
+def _each(who: CTE, ids: str, columns: Sequence[Any], *, hold: bool = False) -> Select[Any]:
+    """`columns` of each task that the parameter `ids` names and its owner has, in the order of the parameter.
+
+    One after the other by the key (what is LATERAL and has a LIMIT is done so): a condition over all ids would be
+    met by reading everything that the owner has, where the planner takes that for little.
+    """
+    named = array_rows(ids, ("id",), (Uuid,))
+    one = (
+        select(*columns)
+        .where(mine(who, Task.user_id), col(Task.id) == named.c.id)
+        .correlate(named)
+        .limit(literal_column("1"))
+    )
+    task = (one.with_for_update() if hold else one).lateral("task")
+    return select(*task.c).select_from(named.join(task, true()))
+
+
 def _look(once: bool) -> Any:
     who = me()
     writer = provisioned(who)
-    wanted = col(Task.id) == func.any(cast(bindparam("ids", type_=ARRAY(Uuid)), ARRAY(Uuid)))
-    held = (
-        select(*fields(TaskRead, Task))
-        .where(mine(who, Task.user_id), wanted)
-        .order_by(col(Task.id))
-        .with_for_update()
-        .cte("held")
-        .prefix_with("MATERIALIZED")
-    )
+    held = _each(who, "wanted", fields(TaskRead, Task), hold=True).cte("held").prefix_with("MATERIALIZED")
     now = func.to_char(
         func.timezone(literal_column("'UTC'"), func.now()),
         literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""),
@@ -277,13 +285,18 @@ def _write(once: bool) -> Any:
     made = (
         insert(Task).from_select(["user_id", *_COLUMNS], new, include_defaults=False).returning(col(Task.id))
     )
-    rows = array_rows("changed", (*_COLUMNS, "created_at"), (*_TYPES, DateTime(timezone=True)))
-    given = {name: rows.c[name] for name in (*_COLUMNS[1:], "created_at")}
-    changed = update(Task).where(mine(who, Task.user_id), col(Task.id) == rows.c.id).values(given)
-    gone = delete(Task).where(
-        mine(who, Task.user_id),
-        col(Task.id) == func.any(cast(bindparam("gone", type_=ARRAY(Uuid)), ARRAY(Uuid))),
+    rows = array_rows("changed", (*_COLUMNS, "created_at"), (*_TYPES, Text))
+    # Written as an insertion that meets what is there: it goes by the key, row for row, however many rows the
+    # owner has. They are all there, because this transaction holds them.
+    given = [*_COLUMNS, "created_at", "updated_at"]
+    new = select(who.c.v, *(rows.c[name] for name in _COLUMNS), instant(rows.c.created_at), func.now())
+    meeting = insert(Task).from_select(["user_id", *given], new, include_defaults=False)
+    changed = meeting.on_conflict_do_update(
+        index_elements=["user_id", "id"], set_={name: meeting.excluded[name] for name in given[1:]}
     )
+    place: Any = literal_column("tasks.ctid")
+    places = func.array(_each(who, "gone", [place.label("place")]).scalar_subquery())
+    gone = delete(Task).where(mine(who, Task.user_id), place == func.any(places))
     made_ids = made.cte("made")
     changed_ids = changed.returning(col(Task.id)).cte("changed")
     gone_ids = gone.returning(col(Task.id)).cte("gone")

@@ -17,7 +17,6 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
-    DateTime,
     Integer,
     Select,
     Subquery,
@@ -36,11 +35,11 @@ from sqlalchemy import (
 from sqlmodel import col
 
 from ..models import Task, TaskRead
-from ..models.rendering import fields
+from ..models.rendering import fields, render_timestamp
 from .ownership import me, mine
 from .paging import bounded
 from .statements import Statement
-from .task_rows import after
+from .task_rows import after, instant
 
 if TYPE_CHECKING:
     from .database import Database
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 SEARCH_SECONDS: Final = 1.0
 """What a search or an exact count may take: both read as many rows as their owner has."""
 
-COUNT_BOUND: Final = 10_000
+COUNT_BOUND: Final = 1_000
 """As far as an estimated count counts (docs/decisions/0030-pages.md)."""
 
 
@@ -117,9 +116,9 @@ async def page(db: Database, owner: UUID, query: PageQuery | None = None) -> Pag
     query = query or PageQuery()
     form = form_of(query)
     values: dict[str, Any] = {"owner": owner, "limit": bounded(query.limit)}
-    values |= {name: getattr(query, name) for name in form.bounds}
+    values |= {name: render_timestamp(getattr(query, name)) for name in form.bounds}
     if query.after is not None:
-        values["after_at"] = datetime.fromisoformat(query.after.timestamp)
+        values["after_at"] = query.after.timestamp
         values["after_id"] = query.after.id
     if query.q is not None:
         values["pattern"] = _pattern(query.q)
@@ -164,33 +163,55 @@ def _conditions(who: CTE, form: Form) -> list[ColumnElement[bool]]:
         found.append(col(Task.is_completed) if form.is_completed else ~col(Task.is_completed))
     for name in form.bounds:
         field, _, side = name.rpartition("_")
-        limit = cast(bindparam(name, type_=DateTime(timezone=True)), DateTime(timezone=True))
+        limit = instant(bindparam(name, type_=Text))
         column = col(getattr(Task, f"{field}_at"))
         found.append(column > limit if side == "after" else column < limit)
-    if form.searching:
-        pattern = cast(bindparam("pattern", type_=Text), Text)
-        found.append(or_(col(Task.title).ilike(pattern), col(Task.description).ilike(pattern)))
     return found
+
+
+def _matches(source: Any) -> ColumnElement[bool]:
+    pattern = cast(bindparam("pattern", type_=Text), Text)
+    return or_(source.title.ilike(pattern), source.description.ilike(pattern))
 
 
 def _page(form: Form) -> Any:
     who = me()
-    by = col(getattr(Task, form.sort))
-    order = [by.desc(), col(Task.id).desc()] if form.descending else [by, col(Task.id)]
     conditions = _conditions(who, form)
-    rows = select(*fields(TaskRead, Task), func.row_number().over(order_by=order).label("number"))
-    rows = rows.where(*conditions)
+    rows = select(*Task.__table__.columns).where(*conditions)  # type: ignore[attr-defined]
     if form.continued:
-        here = tuple_(by, col(Task.id))
+        here = tuple_(col(getattr(Task, form.sort)), col(Task.id))
         there = tuple_(
-            cast(bindparam("after_at", type_=DateTime(timezone=True)), DateTime(timezone=True)),
+            instant(bindparam("after_at", type_=Text)),
             cast(bindparam("after_id", type_=Uuid), Uuid),
         )
         rows = rows.where(here < there if form.descending else here > there)
     # One more than asked for tells whether there is a next page.
     limit = cast(bindparam("limit", type_=Integer), Integer)
-    rows = rows.order_by(*order).limit(limit + literal_column("1"))
-    return after(who, _gathered(rows.subquery("page"), form.sort, limit, _total(conditions, form)))
+    wanted = limit + literal_column("1")
+    if form.searching:
+        # Read in its order until enough was found: the search is behind the bound, so it is no reason to sort.
+        read = _some(rows.order_by(*_order(Task, form)), literal_column("2147483647")).subquery("read").c
+        rows = select(*read).where(_matches(read))
+        ordered = _some(rows.order_by(*_order(read, form)), wanted).subquery("found")
+    else:
+        ordered = _some(rows.order_by(*_order(Task, form)), wanted).subquery("found")
+    number = func.row_number().over(order_by=_order(ordered.c, form)).label("number")
+    page = select(*fields(TaskRead, ordered.c), number).subquery("page")
+    return after(who, _gathered(page, form.sort, limit, _total(conditions, form)))
+
+
+def _order(source: Any, form: Form) -> list[Any]:
+    keys = [getattr(source, form.sort), source.id]
+    return [key.desc() for key in keys] if form.descending else keys
+
+
+def _some(rows: Select[Any], count: ColumnElement[int]) -> Select[Any]:
+    """The first of `rows`, by a number that the planner does not know, because it is a subselect.
+
+    It expects every owner to have few tasks, and would rather sort them all than read that many in the order of
+    an index. When it does not know how many are wanted it expects the first tenth, and takes the order.
+    """
+    return rows.limit(select(count).scalar_subquery())
 
 
 def _gathered(rows: Subquery, sort: str, limit: ColumnElement[int], total: Any) -> Select[Any]:
@@ -216,7 +237,9 @@ def _total(conditions: list[ColumnElement[bool]], form: Form) -> Any:
     if form.count == "none":
         return cast(null(), BigInteger)
     counted: Select[Any] = select(literal_column("1").label("one")).select_from(Task).where(*conditions)
+    if form.searching:
+        counted = counted.where(_matches(Task))
     if form.count == "estimated":
-        counted = counted.limit(literal_column(str(COUNT_BOUND)))
+        counted = _some(counted.order_by(*_order(Task, form)), literal_column(str(COUNT_BOUND)))
     inner = counted.subquery("counted")
     return select(func.count()).select_from(inner).scalar_subquery()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
+    DateTime,
     Select,
     Subquery,
     Text,
@@ -124,6 +126,14 @@ def matches(held: CTE) -> ColumnElement[bool]:
         col(Task.id) == held.c.id,
         or_(held.c.etag == wanted, wanted == literal_column(f"'{ANY_VERSION}'", Text)),
     )
+
+
+def instant(written: ColumnElement[str]) -> ColumnElement[datetime]:
+    """A timestamp out of its text.
+
+    The driver takes the first and the last moment that Python knows for minus and plus infinity.
+    """
+    return cast(cast(written, Text), DateTime(timezone=True))
 
 
 def array_rows(kind: str, names: Sequence[str], types: Sequence[Any]) -> Any:

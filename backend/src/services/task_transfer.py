@@ -10,22 +10,23 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 from uuid import UUID
 from weakref import WeakSet
 
 from pydantic import ValidationError
-from sqlalchemy import Boolean, DateTime, Integer, Text, Uuid, cast, func, select
+from sqlalchemy import Boolean, Integer, Text, Uuid, cast, func, select
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from ..errors import InputFault, Invalid, TooManyRequests, Unavailable
 from ..models import Task, TaskImport, TaskRead
-from ..models.rendering import as_object, fields
+from ..models.rendering import as_object, fields, render_timestamp
 from .ownership import deleted_is_unauthenticated, me, provisioned
 from .statements import Statement
-from .task_rows import Author, after, array_rows
+from .task_rows import Author, after, array_rows, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -203,6 +204,7 @@ async def _store(connection: Connection, author: Author, lines: list[_Line]) -> 
     """Raises `Invalid` for ids that are taken."""
     values: dict[str, Any] = {"owner": author.user_id, "email": author.email}
     values |= {f"new_{name}": [getattr(line.task, name) for line in lines] for name in _COLUMNS}
+    values |= {f"new_{name}": [_written(getattr(line.task, name)) for line in lines] for name in _INSTANTS}
     stored = set(await connection.fetchval(STORE.sql, *STORE.arguments(values)) or ())
     faults: list[InputFault] = []
     for line in lines:
@@ -264,6 +266,10 @@ def _task(number: int, text: bytes, faults: list[InputFault]) -> TaskImport | No
     return None
 
 
+def _written(moment: datetime | None) -> str | None:
+    return None if moment is None else render_timestamp(moment)
+
+
 def _fault(number: int, field: str, detail: str) -> InputFault:
     return InputFault(f"/{number - 1}{field}", f"Line {number}: {detail}")
 
@@ -282,8 +288,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _JSON: Final = json.JSONDecoder(object_pairs_hook=_each_once)
-_COLUMNS: Final = ("id", "title", "description", "is_completed", "version", "created_at", "updated_at")
-_INSTANT: Final = DateTime(timezone=True)
+_COLUMNS: Final = ("id", "title", "description", "is_completed", "version")
+_INSTANTS: Final = ("created_at", "updated_at")
 
 
 def _provision() -> Any:
@@ -293,10 +299,12 @@ def _provision() -> Any:
 
 def _store_lines() -> Any:
     who = me()
-    lines = array_rows("new", _COLUMNS, (Uuid, Text, Text, Boolean, Integer, _INSTANT, _INSTANT))
-    given = {name: lines.c[name] for name in _COLUMNS}
-    given["created_at"] = func.coalesce(lines.c.created_at, func.now())
-    given["updated_at"] = func.coalesce(lines.c.updated_at, lines.c.created_at, func.now())
+    types = (Uuid, Text, Text, Boolean, Integer, Text, Text)
+    lines = array_rows("new", (*_COLUMNS, *_INSTANTS), types)
+    created, updated = (instant(lines.c[name]) for name in _INSTANTS)
+    given: dict[str, Any] = {name: lines.c[name] for name in _COLUMNS}
+    given["created_at"] = func.coalesce(created, func.now())
+    given["updated_at"] = func.coalesce(updated, created, func.now())
     new = insert(Task).from_select(
         ["user_id", *given], select(who.c.v, *given.values()), include_defaults=False
     )

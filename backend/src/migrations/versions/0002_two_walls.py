@@ -35,6 +35,14 @@ $$
 
 ROLE_EXISTS = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'groundwork_app')"
 
+# Every statement reads its owner from a subselect, so the planner expects an average owner. Where a few have very
+# many rows and most have a handful, it would rather read all of them than go by the key or in an order. This
+# lets it expect a hundredth of the table, or as many rows as the owner of most has (docs/decisions/0030-pages.md).
+STATISTICS = (
+    "ALTER TABLE tasks ALTER COLUMN user_id SET (n_distinct = 100)",
+    "ALTER TABLE idempotency_keys ALTER COLUMN user_id SET (n_distinct = 100)",
+)
+
 DELETED_USERS = """
 CREATE TABLE deleted_users (
     id          uuid NOT NULL,
@@ -153,6 +161,8 @@ def upgrade() -> None:
     op.execute(DELETED_USERS)
     op.execute(IDEMPOTENCY_KEYS)
     op.execute(INDEX)
+    for statement in STATISTICS:
+        op.execute(statement)
     op.execute(REMEMBER)
     op.execute(REFUSE)
     for statement in (*TRIGGERS, *POLICIES, *SECURITY):
@@ -178,6 +188,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION refuse_deleted_user()")
     op.execute("DROP TABLE idempotency_keys")
     op.execute("DROP TABLE deleted_users")
+    op.execute("ALTER TABLE tasks ALTER COLUMN user_id RESET (n_distinct)")
     # Revision 0001 knows no user without an e-mail. Their rows stay, under an address that reaches nobody.
     op.execute("UPDATE users SET email = id || '@users.invalid' WHERE email IS NULL")
     op.execute("ALTER TABLE users ALTER COLUMN email SET NOT NULL")
