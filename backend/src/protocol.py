@@ -160,6 +160,7 @@ class HttpProtocol(HttpToolsProtocol):
             "content-type": problems.MEDIA_TYPE,
             "content-length": str(len(body)),
             "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
             "x-request-id": request_id,
             "connection": "close",
         }
