@@ -108,13 +108,18 @@ class IfMatch:
         return Condition(next(iter(tags.strong), ""))
 
     def describe(self, operation: dict[str, Any]) -> None:
-        _header(operation, "If-Match", "The ETag last read; 412 when it is not the current one any more.")
+        _header(
+            operation,
+            "If-Match",
+            "The ETag last read, or `*`; 412 when it is not the current one any more.",
+            pattern=r'^(\*|(W/)?"[!#-~]*")$',
+        )
         if self._creates:
             _header(
                 operation,
                 "If-None-Match",
                 "`*`: only if there is no such task yet; else 412.",
-                pattern=r"^\*$",
+                enum=["*"],
             )
 
 

@@ -6,7 +6,7 @@ any, whose schema the document needs. `answers`, `header` and `links` are the wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 from fastapi.dependencies.models import Dependant
@@ -82,6 +82,7 @@ def describe(document: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
             operation = item.get(method.lower())
             if operation is None:
                 continue
+            _whole_examples(operation, route.responses)
             for dependency in _described(dependant):
                 shape = dependency.describe(operation)
                 if shape is not None:
@@ -105,6 +106,15 @@ def finish(document: dict[str, Any]) -> None:
             for status, (name, description) in _HEADERS.items():
                 if status in operation["responses"]:
                     operation["responses"][status].setdefault("headers", header(name, description))
+
+
+def _whole_examples(operation: dict[str, Any], given: Mapping[int | str, dict[str, Any]]) -> None:
+    """Puts the examples of answers back as they were given: FastAPI leaves out what is null in them."""
+    for status, entry in given.items():
+        shown = operation["responses"].get(str(status), {}).get("content", {})
+        for media_type, content in entry.get("content", {}).items():
+            if "examples" in content and media_type in shown:
+                shown[media_type]["examples"] = content["examples"]
 
 
 def _described(dependant: Dependant) -> Iterator[Described]:

@@ -229,7 +229,7 @@ async def update_task(
             headers=[_LOCATION, _ETAG],
             linked=_LINKS,
         ),
-        **problems.responses(*_CONDITIONAL),
+        **problems.responses(NotFound, *_CONDITIONAL),
     },
 )
 async def replace_task(

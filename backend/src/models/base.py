@@ -5,13 +5,14 @@ constraints, so that neither can drift from the other.
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import asyncpg
-from pydantic import AfterValidator, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from sqlalchemy import DateTime, MetaData, func
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -67,10 +68,30 @@ def _not_blank(value: str) -> str:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A rule for text that PostgreSQL sets, and the pattern that tells it to whoever reads the schema."""
+
+    check: Callable[[str], str]
+    pattern: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        # The pattern of the last rule stands, so a later rule's says what the earlier ones say too.
+        return {**handler(schema), "pattern": self.pattern}
+
+
+# In escapes that every dialect of regular expressions reads alike.
+_WHITE_SPACE_IN_PATTERNS: Final = "".join(rf"\u{ord(character):04x}" for character in WHITE_SPACE)
+
 # The one text type is `str` with STORABLE: whatever people may write, as PostgreSQL can store it. A length is
 # named before it (`Annotated[str, StringConstraints(...), STORABLE]`), so that it is looked at first.
-STORABLE: Final = AfterValidator(_storable)
-NOT_BLANK: Final = AfterValidator(_not_blank)
+STORABLE: Final = _Rule(_storable, r"^[^\u0000]*$")
+NOT_BLANK: Final = _Rule(_not_blank, rf"^[^\u0000]*[^\u0000{_WHITE_SPACE_IN_PATTERNS}][^\u0000]*$")
 Text = Annotated[str, STORABLE]
 
 
