@@ -127,7 +127,7 @@ async def test_a_page_is_written_as_pydantic_writes_a_list(rows: Rows) -> None:
 
 
 async def test_a_user_is_written_alike(rows: Rows) -> None:
-    text = await rows.connection.fetchval(users.READ.sql, *users.READ.arguments({"id": rows.owner}))
+    text = await rows.connection.fetchval(users.READ.sql, *users.READ.arguments({"owner": rows.owner}))
     assert text == UserRead.model_validate_json(text).model_dump_json()
 
 
@@ -153,7 +153,9 @@ async def test_statements_survive_a_changed_column_type_and_a_new_column(rows: R
     changed = await prepared[tasks.UPDATE].fetchval(*tasks.UPDATE.arguments(values))
     assert TaskRead.model_validate_json(changed).title == "after"
     values |= {"id": uuid4()}
-    for statement in (users.CREATE, users.PAGE, users.FIND, users.READ, tasks.CREATE, tasks.READ, PAGE):
+    somebody = values | {"owner": uuid4()}
+    assert await prepared[users.CREATE].fetchval(*users.CREATE.arguments(somebody)) is not None
+    for statement in (users.PAGE, users.FIND, users.READ, tasks.CREATE, tasks.READ, PAGE):
         assert await prepared[statement].fetchval(*statement.arguments(values)) is not None
     assert (
         TaskRead.model_validate_json(
@@ -164,7 +166,7 @@ async def test_statements_survive_a_changed_column_type_and_a_new_column(rows: R
     for once in (tasks.CREATE_ONCE, tasks.PUT, tasks.PUT_NEW):
         written = await prepared[once].fetchval(*once.arguments(values | {"id": uuid4()}))
         assert TaskRead.model_validate_json(written).title == "after"
-    assert await prepared[users.DELETE].fetchval(*users.DELETE.arguments(values | {"id": rows.owner}))
+    assert await prepared[users.DELETE].fetchval(*users.DELETE.arguments(values))
 
 
 def everything() -> list[Statement]:
