@@ -82,7 +82,7 @@ def _explain_usage(error: typer.TyperException) -> int:
 
 def _explain(error: GroundworkError) -> int:
     if isinstance(error, Invalid):
-        terminal.say(str(error))
+        terminal.say("\n".join([*(fault.detail for fault in error.faults), str(error)]))
         return terminal.UsageError.exit_code
     if isinstance(error, ConfigurationError | terminal.UsageError):
         terminal.say(str(error))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+import shutil
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 from uuid import UUID
 
 import typer
@@ -23,7 +27,7 @@ T = TypeVar("T")
 LONGEST_MINUTES = 30 * 24 * 60
 
 user = typer.Typer(help="Add, list and delete users, and speak for them.", **terminal.PLAIN)
-task = typer.Typer(help="Add, list, finish and delete a user's tasks.", **terminal.PLAIN)
+task = typer.Typer(help="Add, list, finish, delete, import and export a user's tasks.", **terminal.PLAIN)
 
 Email = Annotated[str, typer.Argument(metavar="EMAIL", help="The user's e-mail address.")]
 TaskId = Annotated[UUID, typer.Argument(metavar="TASK_ID", help="The task's id, as `task list` shows it.")]
@@ -172,6 +176,74 @@ def task_delete(email: Email, task_id: TaskId) -> None:
 
     _with_database(work)
     terminal.say(f"Deleted {task_id}.")
+
+
+@task.command("import")
+def task_import(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="NDJSON, one task a line; - for standard input.")
+    ],
+    email: Email,
+) -> None:
+    """Add a task for each line of a file to a user: all of them, or none.
+
+    A line needs a title only; a line of an export is one. What is wrong is named by its line.
+    """
+    from .services import task_transfer, tasks
+
+    address = _address(email)
+    with _opened(file) as lines:
+        progress = terminal.Progress("Importing", sum(1 for line in lines if line.strip()))
+        lines.seek(0)
+
+        async def work(database: Database) -> int:
+            author = tasks.Known(await _owner(database, address))
+            loaded = await task_transfer.load(database, author, lines, on_progress=progress.to)
+            return loaded.count
+
+        try:
+            count = _with_database(work)
+        finally:
+            progress.end()
+    terminal.say(f"Added {count} tasks to {address}.")
+
+
+@task.command("export")
+def task_export(email: Email) -> None:
+    """Print all of a user's tasks as NDJSON, one a line, the oldest first."""
+    from .services import task_transfer, tasks
+
+    address = _address(email)
+
+    async def work(database: Database) -> None:
+        owner = await _owner(database, address)
+        counted = await tasks.page(database, owner, tasks.PageQuery(limit=1, count="exact"))
+        progress = terminal.Progress("Exporting", counted.count or 0)
+        count, begun = 0, b""
+        try:
+            async for piece in task_transfer.export(database, owner):
+                whole, end, rest = (begun + bytes(piece)).rpartition(b"\n")
+                begun = rest
+                terminal.emit_bytes(whole + end)
+                count += whole.count(b"\n") + len(end)
+                progress.to(count)
+        finally:
+            progress.end()
+
+    _with_database(work)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """The file, or all of standard input, from which nobody can read twice."""
+    try:
+        with tempfile.TemporaryFile() if file == "-" else Path(file).open("rb") as opened:
+            if file == "-":
+                shutil.copyfileobj(sys.stdin.buffer, opened)
+                opened.seek(0)
+            yield opened
+    except OSError as error:
+        raise terminal.UsageError(f"The file cannot be read: {error.strerror}.") from None
 
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TextIO
 
@@ -60,6 +61,48 @@ def emit_json(value: Any, *, indent: int | None = None) -> None:
     """JSON on standard output, in ASCII where the stream can hold no more."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     emit(text if can_show(text, sys.stdout) else json.dumps(value, indent=indent))
+
+
+def emit_bytes(data: bytes) -> None:
+    """Data that is UTF-8 text already, as it is; whole lines, so that a terminal can be spared what steers it."""
+    stream = sys.stdout
+    raw = getattr(stream, "buffer", None)
+    if raw is None or _is_terminal(stream):
+        text = data.decode("utf-8", "replace")
+        _write(stream, printable(text) if _is_terminal(stream) else text)
+        return
+    try:
+        raw.write(data)
+        raw.flush()
+    except BrokenPipeError:
+        _forget(stream)
+
+
+class Progress:
+    """A bar on standard error that grows with `to`, where a person is looking; elsewhere nothing at all."""
+
+    _WIDTH = 30
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._shown = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._last = 0.0
+
+    def to(self, count: int) -> None:
+        """Ten times a second at most, and always at the end."""
+        now = time.monotonic()
+        if not self._shown or (count < self._total and now - self._last < 0.1):
+            return
+        self._last = now
+        share = min(1.0, count / self._total) if self._total else 1.0
+        bar = ("#" * round(share * self._WIDTH)).ljust(self._WIDTH, ".")
+        _write(sys.stderr, f"\r{self._what} [{bar}] {count:,} of {self._total:,} tasks")
+
+    def end(self) -> None:
+        """The next line begins at its beginning, also after a failure."""
+        if self._shown and self._last:
+            _write(sys.stderr, "\n")
 
 
 def printable(text: str) -> str:

@@ -20,9 +20,9 @@ from urllib.parse import quote
 import asyncpg
 import psutil
 import pytest
-from conftest import open_directory
 
 from clusters import Proxy, at
+from conftest import open_directory
 from src import cli
 from src.services.embedded import EmbeddedPostgres, running_url
 
@@ -596,3 +596,81 @@ def test_a_password_given_raw_reaches_the_server_and_no_output(
             assert_silent_about(CANARY, result)
     finally:
         fetch(database_url, f"DROP ROLE {name}")
+
+
+# Many at once
+
+
+def test_what_is_exported_can_be_imported_and_is_the_same(
+    installation: Installation, database_url: str, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return installation.run(*arguments, url=database_url)
+
+    for email in ("ana@example.com", "bo@example.com"):
+        assert run("user", "add", email).returncode == 0
+    titles = ["Water the plants", "é 💥", "a\tb", "\u202eb", "'; --"]
+    source = tmp_path / "tasks.ndjson"
+    source.write_text("\n".join(json.dumps({"title": title}) for title in titles) + "\n\n", encoding="utf-8")
+    imported = run("task", "import", str(source), "ana@example.com")
+    assert (imported.returncode, imported.stdout) == (0, "")
+    assert imported.stderr == "Added 5 tasks to ana@example.com.\n"
+
+    exported = run("task", "export", "ana@example.com")
+    assert (exported.returncode, exported.stderr) == (0, "")
+    assert sorted(task["title"] for task in lines(exported.stdout)) == sorted(titles)
+    source.write_text(exported.stdout, encoding="utf-8")
+    assert run("task", "import", str(source), "bo@example.com").returncode == 0
+    again = lines(run("task", "export", "bo@example.com").stdout)
+    changing = {"user_id"}
+    assert [{name: task[name] for name in task if name not in changing} for task in again] == [
+        {name: task[name] for name in task if name not in changing} for task in lines(exported.stdout)
+    ]
+
+    # A second time every id is taken: nothing is added, and the lines are named.
+    twice = run("task", "import", str(source), "bo@example.com")
+    assert (twice.returncode, twice.stdout) == (2, "")
+    assert "Line 1:" in twice.stderr
+    assert "Nothing was imported." in twice.stderr
+    assert len(lines(run("task", "export", "bo@example.com").stdout)) == 5
+    for wrong in (str(tmp_path / "nowhere"), str(tmp_path)):
+        assert run("task", "import", wrong, "bo@example.com").returncode == 2
+
+
+def test_many_tasks_come_from_standard_input_and_a_person_sees_how_far_it_is(
+    installation: Installation, database_url: str, tmp_path: Path
+) -> None:
+    assert installation.run("user", "add", "ana@example.com", url=database_url).returncode == 0
+    many = "".join(f'{{"title":"{number}"}}\n' for number in range(5000))
+    command = [sys.executable, "-m", "src", "task", "import", "-", "ana@example.com"]
+    environment = installation.environment(DATABASE_URL=database_url)
+    piped = subprocess.run(
+        command,
+        cwd=installation.backend,
+        env=environment,
+        input=many.encode(),
+        capture_output=True,
+        timeout=SECONDS,
+    )
+    assert (piped.returncode, piped.stdout) == (0, b"")
+    assert piped.stderr == b"Added 5000 tasks to ana@example.com.\n"
+    source = tmp_path / "many"
+    source.write_text(many)
+    seen = installation.run_on_terminal("task", "import", str(source), "ana@example.com", url=database_url)
+    assert "] 5,000 of 5,000 tasks\r\n" in seen
+    assert seen.endswith("Added 5000 tasks to ana@example.com.\r\n")
+    # Data and bar do not mix where the data goes into a file.
+    exported = installation.run("task", "export", "ana@example.com", url=database_url)
+    assert exported.stderr == ""
+    assert len(lines(exported.stdout)) == 10_000
+    # A reader that goes away early gets what it wanted.
+    head = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m src task export ana@example.com | head -n 2"],
+        cwd=installation.backend,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert (head.returncode, head.stderr) == (0, "")
+    assert len(lines(head.stdout)) == 2
