@@ -247,6 +247,32 @@ async def test_the_role_of_the_service_is_no_reason_to_warn(app_database_url: st
     assert [entry for entry in logs if entry["log_level"] == "warning"] == []
 
 
+BEFORE = (
+    "INSERT INTO users (id, email) VALUES ($1, 'ada@example.com') RETURNING id::text",
+    "INSERT INTO tasks (user_id, id, title) VALUES ($1, $1, 'a') RETURNING title",
+    "SELECT title FROM tasks WHERE user_id = $1 AND id = $1",
+    "UPDATE tasks SET title = 'b', version = version + 1 WHERE user_id = $1 AND id = $1 RETURNING title",
+    "DELETE FROM tasks WHERE user_id = $1 AND id = $1 RETURNING id::text",
+    "DELETE FROM users WHERE id = $1 RETURNING id::text",
+)
+"""How the code of revision 0001 spoke: it names its owner, and tells PostgreSQL nothing."""
+
+
+async def test_s1_code_from_before_goes_on_working_for_a_role_that_no_policy_binds(
+    owner: asyncpg.Connection[Any],
+) -> None:
+    """As whoever ran it until the migration: a superuser, or what Neon's console makes."""
+    role = f"role_{uuid4().hex[:12]}"
+    await owner.execute(f"CREATE ROLE {role} BYPASSRLS IN ROLE {ROLE}")
+    for who in (role, "groundwork"):
+        await owner.execute(f"SET ROLE {who}")
+        person = uuid4()
+        for statement in BEFORE:
+            assert await owner.fetchval(statement, person) is not None, statement
+        await owner.execute("RESET ROLE")
+    await owner.execute(f"DROP ROLE {role}")
+
+
 # What verify sees
 
 
