@@ -44,6 +44,8 @@ FAULTS_MAX: Final = 20
 _PIECES: Final = 4
 _SLICE_LINES: Final = 100
 _CHUNK_LINES: Final = 2_000
+# The longest tasks fill a chunk sooner: while one is stored the next is read, so two are held at a time.
+_CHUNK_BYTES: Final = 1 << 20
 # asyncpg's bound on a whole COPY, which may take as long as its reader likes: STALL_SECONDS bounds each piece.
 _COPY_SECONDS: Final = 24 * 3600.0
 
@@ -143,6 +145,7 @@ class Loaded:
 
 class _Line(NamedTuple):
     number: int
+    size: int
     task: TaskImport
 
 
@@ -175,17 +178,18 @@ async def _load(
 ) -> Loaded:
     values = {"owner": author.user_id, "email": author.email}
     await connection.execute(PROVISION.sql, *PROVISION.arguments(values))
-    count = 0
+    count = size = 0
     chunk: list[_Line] = []
     storing: asyncio.Task[int] | None = None
     try:
         # While PostgreSQL stores a chunk, the next one is read.
         async for lines in _read(file, []):
             chunk += lines
-            if len(chunk) >= _CHUNK_LINES:
+            size += sum(line.size for line in lines)
+            if len(chunk) >= _CHUNK_LINES or size >= _CHUNK_BYTES:
                 count += await storing if storing is not None else 0
                 storing = asyncio.create_task(_store(connection, author, chunk), name="tasks-import")
-                chunk = []
+                chunk, size = [], 0
                 if on_progress is not None:
                     on_progress(count)
         count += await storing if storing is not None else 0
@@ -231,7 +235,7 @@ async def _read(file: BinaryIO, faults: list[InputFault]) -> AsyncIterator[list[
             number += 1
             task = _task(number, text, faults)
             if task is not None:
-                lines.append(_Line(number, task))
+                lines.append(_Line(number, len(text), task))
         yield lines
 
 
