@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Person, Serve
 
 TASKS = "/v1/tasks"
+ID = "019ac0de-7a10-7c55-8a1c-0d6f3b9e4a21"
 
 
 def slug(answer: httpx.Response) -> str:
@@ -98,7 +99,7 @@ async def test_before_the_first_write_there_is_nothing(ana: Person) -> None:
     assert (await ana.ask("GET", f"{TASKS}/{uuid4()}")).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["x", "1", "batchx", str(uuid4())[:-1], "%00", "..%2f", f"{uuid4()}/x"])
+@pytest.mark.parametrize("path", ["x", "1", "batchx", ID[:-1], "%00", "..%2f", f"{ID}/x"])
 async def test_a_path_without_an_id_is_404(ana: Person, path: str) -> None:
     for method in ("GET", "PATCH", "DELETE", "PUT"):
         answer = await ana.ask(method, f"{TASKS}/{path}")
