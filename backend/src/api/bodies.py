@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,10 +22,13 @@ from . import problems
 
 JSON: Final = "application/json"
 MAX_DEPTH: Final = 32
+MAX_VALUES: Final = 20_000
+"""The largest batch has half as many. Each costs time also where it is only to be refused."""
 _INT64: Final = range(-(2**63), 2**63)
 # A string, also one that does not end: what follows its opening quote is consumed at once and never tried again.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b"[]{},"))
+_STEPS: Final = {ord("["): 1, ord("]"): -1}
 _ALIKE: Final = bytes.maketrans(b"{}", b"[]")
 _PARAMETER: Final = re.compile(r'\s*;\s*(?:([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=("[^"\\]*"|[^\s;",]+))?\s*')
 
@@ -35,7 +39,7 @@ class Strict(Generic[Shape]):
     """Reads a request's body as `shape`.
 
     Raises `UnsupportedMediaType` for anything but JSON in UTF-8, `Malformed` for what is no JSON, `Invalid` for
-    JSON that is ambiguous (a name twice, NaN, a number beyond 64 bits) or is not of the shape.
+    JSON that is ambiguous (a name twice, NaN, a number beyond 64 bits), has too many values or is not of the shape.
     """
 
     def __init__(self, shape: type[Shape], examples: Mapping[str, Any]) -> None:
@@ -50,7 +54,11 @@ class Strict(Generic[Shape]):
         except ValidationError as error:
             # Raised below, outside of this handler, so that no exception with the input in it hangs on ours.
             found = error.errors(include_url=False, include_input=False)
-        raise problems.invalid([{**fault, "loc": ("body", *_steps(body, fault["loc"]))} for fault in found])
+        listed = [
+            {**fault, "loc": ("body", *_steps(body, fault["loc"]))}
+            for fault in found[: problems.MAX_LISTED_FAULTS]
+        ]
+        raise problems.invalid([*listed, *found[problems.MAX_LISTED_FAULTS :]])
 
     def describe(self, operation: dict[str, Any]) -> type[BaseModel]:
         operation["requestBody"] = {
@@ -114,25 +122,27 @@ def parse(body: bytes) -> Any:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         raise problems.Malformed("The body is not UTF-8.") from None
-    if _is_deep(body):
-        raise problems.Malformed(f"The body is not valid JSON, or nested more than {MAX_DEPTH} deep.")
+    _bound(body)
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError:
         raise problems.Malformed("The body is not valid JSON.") from None
 
 
-def _is_deep(body: bytes) -> bool:
-    """Whether brackets lie deeper than the bound, or do not pair up. Linear in the size, whatever is in it."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return False
-    brackets = _STRINGS.sub(b"", body).translate(_ALIKE, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        # Each round takes the innermost pairs away.
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return False
-    return True
+def _bound(body: bytes) -> None:
+    """Raises for more depth or more values than any body of ours has, before they are made. Linear in the size.
+
+    Where brackets do not pair up the decoder stops at the first that does not, so what comes later cannot matter.
+    """
+    opened = body.count(b"[") + body.count(b"{")
+    if opened <= MAX_DEPTH and opened + body.count(b",") <= MAX_VALUES:
+        return
+    structure = _STRINGS.sub(b"", body).translate(_ALIKE, _NOT_STRUCTURE)
+    brackets = structure.translate(None, b",")[: 2 * MAX_VALUES]
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
+        raise problems.Malformed(f"The body is not valid JSON, or nested more than {MAX_DEPTH} deep.")
+    if structure.count(b"[") + structure.count(b",") > MAX_VALUES:
+        raise _refused(f"Has more than {MAX_VALUES} values.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from src.api import bodies, problems
 from src.errors import Invalid, RequestError
 from src.models import TaskCreate
+from src.models.task import BATCH_MAX_OPERATIONS
 
 if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Person, Serve
@@ -119,6 +120,38 @@ def test_brackets_in_text_and_side_by_side_are_no_nesting() -> None:
     assert bodies.parse(json.dumps(text).encode()) == text
     wide = [[[]], {}, "]"] * 1000
     assert bodies.parse(json.dumps(wide).encode()) == wide
+
+
+MANY = {
+    "fields": b'{"operations":[{' + b",".join(b'"%x":0' % number for number in range(200_000)) + b"}]}",
+    "numbers": b'{"operations":[' + b"0," * 1_000_000 + b"0]}",
+    "arrays": b"[" + b"[]," * 600_000 + b"[]]",
+    "texts": b"[" + b'"",' * 600_000 + b'""]',
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_more_values_than_any_batch_has_are_refused_before_they_are_made(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Never:
+        def decode(self, _: str) -> None:
+            raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(bodies, "_DECODER", Never())
+    assert isinstance(refused(MANY[name]), Invalid)
+
+
+def test_values_are_bounded_exactly_and_commas_in_text_are_none() -> None:
+    many = [0] * bodies.MAX_VALUES
+    assert bodies.parse(json.dumps(many).encode()) == many
+    assert isinstance(refused(json.dumps([*many, 0]).encode()), Invalid)
+    text = {"title": ",[" * bodies.MAX_VALUES}
+    assert bodies.parse(json.dumps(text).encode()) == text
+    task = {"title": "a", "description": "b", "is_completed": True}
+    operation = {"op": "update", "id": "x", "if_match": "y", "task": task}
+    largest = {"operations": [operation] * BATCH_MAX_OPERATIONS}
+    assert bodies.parse(json.dumps(largest).encode()) == largest
 
 
 AMBIGUOUS = {
