@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import open_directory
 from dotenv import dotenv_values
 
 import bootstrap
+from conftest import open_directory
 from src.api.health import Health
 from src.api.reference import router as reference
 from src.cli import app
@@ -48,6 +48,7 @@ MADE_LATER = ("backend/.venv", "backend/.env", "backend/.data")
 OTHERS = {
     "NEON_DATABASE_URL", "NO_COLOR", "PGPASSWORD", "ARGS", "TASK_ID", "COMMAND", "USER", "PASSWORD", "DATABASE",
     "REGION", "NAME", "SQLSTATE", "MAINPID", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SO_REUSEPORT",
+    "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR",
 }  # fmt: skip
 
 
@@ -421,6 +422,40 @@ def test_examples_that_need_no_server_run(clone: Clone) -> None:
     assert (clone.root / "docs" / "settings.md").read_text() == (ROOT / "docs" / "settings.md").read_text()
 
 
+def test_every_example_of_the_api_answers_as_it_is_marked(clone: Clone) -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    examples = re.findall(r"^<!-- api: (\w+) ?(\d*) -->\n```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # What is shown is run, and nothing is shown without being run.
+    assert len(examples) == len(blocks(ROOT / "docs" / "api.md", "sh"))
+    asked = " ".join(example for _, _, example in examples)
+    with clone.running() as service:
+        script = []
+        for number, (kind, _, example) in enumerate(examples):
+            script.append(example if kind == "setup" else f"{{ {example}}} > answer-{number}")
+        done = clone.type("\n".join(script).replace("http://127.0.0.1:8000", service))
+        assert done.returncode == 0, done.stderr
+        log = (clone.root / "log").read_text()
+    for number, (kind, status, example) in enumerate(examples):
+        if kind == "status":
+            answer = (clone.root / f"answer-{number}").read_text()
+            assert re.match(rf"HTTP/1.1 {status} ", answer), (example, answer)
+    # Every operation, by its method and route as the service saw them.
+    requests = [json.loads(line) for line in log.splitlines() if '"event":"request"' in line]
+    seen = {(event["method"].lower(), event["route"]) for event in requests}
+    paths = create_app(Settings()).openapi()["paths"]
+    operations = {
+        (verb, path)
+        for path, item in paths.items()
+        if path.startswith("/v1/")
+        for verb in item
+        if len(verb) < 7
+    }
+    assert operations - seen == set()
+    assert not [event for event in requests if event["status"] >= 500]
+    parameters = {parameter["name"] for parameter in paths["/v1/tasks"]["get"]["parameters"]}
+    assert {name for name in parameters if f"{name}=" not in asked and f"`{name}`" not in text} == set()
+
+
 def ask(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=20) as answer:
         return json.load(answer)
@@ -441,6 +476,12 @@ def test_the_tour_of_the_readme(clone: Clone) -> None:
             assert {name: row[name] for name in row if name not in changing} == {
                 name: line[name] for name in line if name not in changing
             }
+
+        (line,) = re.findall(
+            r"^\*\*Or over HTTP\*\*.*`(curl .+)`$", (ROOT / "README.md").read_text(), re.MULTILINE
+        )
+        page = clone.type(line.replace("http://127.0.0.1:8000", service))
+        assert json.loads(page.stdout)["items"] == [rows[1]]
 
         listed = clone.type("cd backend && .venv/bin/python -m src task list ana@example.com")
         assert json.loads(listed.stdout) == rows[1]
