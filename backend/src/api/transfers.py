@@ -2,6 +2,7 @@
 
 # FastAPI reads the annotations of dependencies, so they stay real types here.
 
+import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from anyio import to_thread
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import TooManyRequests, Unavailable
 from ..models import TaskImport
+from ..services.task_transfer import STALL_SECONDS
 from . import problems
 from .bodies import require
 
@@ -107,15 +109,23 @@ async def _fill(file: BinaryIO, request: Request) -> None:
 
 
 class Stream(StreamingResponse):
-    """Sends pieces as fast as the client takes them, and ends their source when the client is gone."""
+    """Sends pieces as fast as the client takes them, and ends their source when the client is gone or stalls."""
 
     def __init__(self, pieces: AsyncGenerator[bytes, None], **more: Any) -> None:
         super().__init__(pieces, **more)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def patient(message: Message) -> None:
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                # A client that reads no more, and stays, would keep everybody else from exporting for ever.
+                raise Unavailable("export-stalled") from None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, patient)
         finally:
             await self._pieces.aclose()
 

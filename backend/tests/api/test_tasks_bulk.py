@@ -12,6 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from src.api import transfers
 from src.api.transfers import IMPORTS_AT_ONCE
 from src.models import TaskBatchRead
 
@@ -321,3 +322,30 @@ async def test_an_export_that_cannot_begin_is_a_problem(
         await holding
         assert (answer.status_code, slug(answer)) == (503, "overloaded")
         assert (await ana.ask("GET", EXPORT)).status_code == 200
+
+
+async def test_an_export_whose_reader_stalls_but_stays_ends(
+    make_app: MakeApp,
+    serve: Serve,
+    somebody: type[Person],
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfers, "STALL_SECONDS", 0.3)
+    app = make_app()
+    async with serve(app) as client:
+        ana = somebody(client)
+        await ana.create()
+
+        async def stay() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            if message.get("body"):
+                await asyncio.Event().wait()
+
+        sent = await asyncio.wait_for(spoken(app, ana, "GET", EXPORT, stay, send=send), 20)
+        assert not any(message.get("more_body") is False for message in sent[1:])
+        assert (await ana.ask("GET", EXPORT)).status_code == 200
+    assert "export-stalled" in log.text
