@@ -100,7 +100,10 @@ class HttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         hosts = sum(name == b"host" for name, _ in self.headers)
         # RFC 9112, 3.2 and 6.1: one Host, and in HTTP/1.0 at most one and no chunks.
-        faulty = hosts != 1 if version == "1.1" else hosts > 1 or self._has(b"transfer-encoding")
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        faulty = hosts != 1 if version == "1.1" else hosts > 1 or bool(codings)
+        # The parser takes any list that ends in `chunked`, and would hand on a body that is still encoded.
+        faulty = faulty or (bool(codings) and codings != [b"chunked"])
         if faulty or version not in _VERSIONS:
             raise Refusal
         super().on_headers_complete()
@@ -112,9 +115,6 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
         super().on_message_complete()
-
-    def _has(self, wanted: bytes) -> bool:
-        return any(name == wanted for name, _ in self.headers)
 
     # What is answered
 

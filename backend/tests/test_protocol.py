@@ -132,6 +132,10 @@ BROKEN = {
     "a raw byte in the path": b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "an unknown encoding": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "another encoding before chunked": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "another encoding in a header of its own": POST
+    + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "no encoding before chunked": POST + b"Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
     "a chunk without a size": CHUNKED + b"zz\r\n",
     "a chunk with a negative size": CHUNKED + b"-1\r\na\r\n0\r\n\r\n",
     "a chunk beyond 64 bits": CHUNKED + b"f" * 17 + b"\r\na\r\n0\r\n\r\n",
