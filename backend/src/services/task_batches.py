@@ -7,6 +7,7 @@ the ones before it left; the second writes what has come out of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -234,8 +235,21 @@ def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
 
 def _etag(task: dict[str, Any]) -> str:
     """As `task_rows.etag_of` writes it."""
-    microseconds = (datetime.fromisoformat(task["updated_at"]) - _EPOCH) // timedelta(microseconds=1)
-    return f"{task['version']}-{microseconds & 0xFFFF_FFFF_FFFF_FFFF:x}"
+    title, description = task["title"], task["description"]
+    parts = [
+        str(len(title)),
+        "true" if task["is_completed"] else "false",
+        _instant_of(task["created_at"]),
+        title,
+    ]
+    content = ",".join(parts if description is None else [*parts, description])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return f"{task['version']}-{_instant_of(task['updated_at'])}-{digest}"
+
+
+def _instant_of(moment: str) -> str:
+    microseconds = (datetime.fromisoformat(moment) - _EPOCH) // timedelta(microseconds=1)
+    return f"{microseconds & 0xFFFF_FFFF_FFFF_FFFF:x}"
 
 
 # The two statements

@@ -87,13 +87,30 @@ class Put(NamedTuple):
     created: bool
 
 
-def etag_of(version: Any, updated_at: Any) -> ColumnElement[str]:
-    """The entity tag: the version, and the microsecond of the last change in hexadecimal.
+def etag_of(task: Any) -> ColumnElement[str]:
+    """The entity tag: the version, the microsecond of the last change, and the first 64 bits of a hash of the rest.
 
-    The version alone would come again after a task was deleted and another put in its place.
+    The version alone would come again after a task was deleted and another put in its place, and both numbers after
+    an import, which brings its own. `task` has the columns by name.
     """
-    microseconds = cast(extract("epoch", updated_at) * literal_column("1000000"), BigInteger)
-    return cast(version, Text).concat(literal_column("'-'", Text)).concat(func.to_hex(microseconds))
+    length = cast(func.char_length(task.title), Text)
+    truth = cast(task.is_completed, Text)
+    comma = literal_column("','", Text)
+    content = func.concat_ws(comma, length, truth, _instant_of(task.created_at), task.title, task.description)
+    digest = func.encode(
+        func.sha256(func.convert_to(content, literal_column("'UTF8'"))), literal_column("'hex'")
+    )
+    return func.concat_ws(
+        literal_column("'-'", Text),
+        cast(task.version, Text),
+        _instant_of(task.updated_at),
+        func.left(digest, literal_column("16")),
+    )
+
+
+def _instant_of(moment: Any) -> ColumnElement[str]:
+    microseconds = cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
+    return func.to_hex(microseconds)
 
 
 def this(who: CTE) -> ColumnElement[bool]:
@@ -103,7 +120,7 @@ def this(who: CTE) -> ColumnElement[bool]:
 
 def tagged(source: Any = Task) -> list[ColumnElement[Any]]:
     """The columns of `TaskRead` as they are written, and `etag`; `source` has them by name."""
-    return [*fields(TaskRead, source), etag_of(source.version, source.updated_at).label("etag")]
+    return [*fields(TaskRead, source), etag_of(source).label("etag")]
 
 
 def locked(who: CTE) -> CTE:
@@ -112,9 +129,7 @@ def locked(who: CTE) -> CTE:
     Reading the version beside the UPDATE would compare the statement's own snapshot: whoever waited for another
     write and lost would be told the version they asked for, and a deleted task would look like a changed one.
     """
-    held = select(
-        col(Task.user_id), col(Task.id), etag_of(col(Task.version), col(Task.updated_at)).label("etag")
-    )
+    held = select(col(Task.user_id), col(Task.id), etag_of(Task).label("etag"))
     return held.where(this(who)).with_for_update().cte("held").prefix_with("MATERIALIZED")
 
 

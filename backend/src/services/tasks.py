@@ -9,10 +9,13 @@ gets their row in `users` by the same statement; a deleted user's write raises `
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import (
+    CTE,
+    JSON,
     Boolean,
     ColumnElement,
     Integer,
@@ -139,9 +142,17 @@ def _create_once() -> Any:
     created = (
         insert(Task).from_select(names, row, include_defaults=False).returning(col(Task.id)).cte("created")
     )
-    etag = etag_of(literal_column("1"), kept.c.created_at).label("etag")
+    etag = etag_of(_as_kept(kept)).label("etag")
     told = select(kept.c.response, etag, cast(kept.c.task_id, Text).label("task_id"), kept.c.same)
     return after(who, told).add_cte(created, swept(who))
+
+
+def _as_kept(kept: CTE) -> Any:
+    """The task as the answer in `kept` shows it, by the names of its columns."""
+    answer = cast(kept.c.response, JSON)
+    told = {name: answer[name].as_string() for name in _given()}
+    at = kept.c.created_at
+    return SimpleNamespace(**told, version=literal_column("1"), created_at=at, updated_at=at)
 
 
 def _read() -> Any:

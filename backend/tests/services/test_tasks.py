@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -215,6 +217,27 @@ async def test_an_etag_never_stands_for_another_content(either: Database) -> Non
             seen.add((await tasks.put(either, ada, task_id, TaskPut(title=f"{title}{round_number}"))).etag)
         await tasks.delete(either, ada.user_id, task_id)
     assert len(seen) == 10
+
+
+async def test_an_import_brings_no_etag_back_for_another_content(either: Database) -> None:
+    ada = somebody()
+    made = await tasks.create(either, ada, TaskCreate(title="a", description="b"))
+    line = json.loads(made.body)
+    seen = {made.etag}
+    changes = {
+        "title": "a,b",
+        "description": None,
+        "is_completed": True,
+        "created_at": "2026-01-01T00:00:00Z",
+    }
+    for field, value in changes.items():
+        await tasks.delete(either, ada.user_id, made.task_id)
+        await tasks.load(either, ada, io.BytesIO(json.dumps(line | {field: value}).encode()))
+        seen.add((await tasks.read(either, ada.user_id, made.task_id)).etag)
+    assert len(seen) == 1 + len(changes)
+    await tasks.delete(either, ada.user_id, made.task_id)
+    await tasks.load(either, ada, io.BytesIO(made.body.encode()))
+    assert await tasks.read(either, ada.user_id, made.task_id) == (made.body, made.etag)
 
 
 # Idempotency
