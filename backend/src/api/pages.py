@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -142,7 +142,9 @@ class Asked:
     """Reads a list's parameters: each once, none that is not known."""
 
     async def __call__(self, request: Request) -> TaskQuery:
-        given = request.query_params.multi_items()
+        # Starlette would read U+FFFD where no UTF-8 is, and something else would be looked for.
+        text = request.scope["query_string"].decode("latin-1")
+        given = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
         names = {name for name, _ in given}
         if not names <= TaskQuery.model_fields.keys():
             raise Invalid(faults=[InputFault("", "In the query: Has a parameter that is not known here.")])
