@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from asking import TASKS, Caller, people
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Each example has people of its own, so that one application serves them all.
 shared = settings(
     deadline=None,
+    # Making a failure small would take longer than a test may, and the failure would not be seen.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
