@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import credentials
-import house_rules as house
 import pytest
-from house_rules import Rule, Source
 from pydantic import SecretStr
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, MetaData, Table, UniqueConstraint
 from sqlmodel import SQLModel
 
+import credentials
+import house_rules as house
+from house_rules import Rule, Source
 from src import models
 from src.config.settings import Settings
 

@@ -24,13 +24,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
-import erring
-import leaks
 import psutil
 import pytest
+
+import erring
+import leaks
 from conftest import open_directory
 from leaks import CANARY
-
 from src.services.embedded import EmbeddedPostgres
 
 BACKEND = Path(__file__).resolve().parents[1]

@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
-from conftest import FAST, open_directory
-from ways import HASTY, WAYS, by_pool
 
 from clusters import Authority, Proxy, Thief, resolving
+from conftest import FAST, open_directory
 from src.config.database import parse
 from src.errors import GroundworkError
 from src.services import schema
 from src.services.embedded import EmbeddedPostgres
+from ways import HASTY, WAYS, by_pool
 
 ODD = "p%@:/ é"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from conftest import open_directory
-from ways import HASTY, WAYS
 
 from clusters import Authority, PgBouncer, postgres_15_binaries, resolving
+from conftest import open_directory
 from src.config.database import parse
 from src.errors import GroundworkError
 from src.services.embedded import EmbeddedPostgres
+from ways import HASTY, WAYS
 
 pytestmark = pytest.mark.debian
 

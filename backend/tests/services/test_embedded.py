@@ -17,8 +17,8 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
-from conftest import FAST, open_directory
 
+from conftest import FAST, open_directory
 from src.services import embedded_place, embedded_processes
 from src.services.embedded import (
     DataDirectoryBusy,
