@@ -38,6 +38,9 @@ STALL_SECONDS: Final = 30.0
 LINE_MAX_BYTES: Final = 256 * 1024
 """The longest task, with every character escaped, has half of it."""
 
+BLANK_LINES_MAX: Final = 1000
+"""Enough for every habit of writing, too few to keep anybody waiting."""
+
 FAULTS_MAX: Final = 20
 """After so many faulty lines an import looks no further."""
 
@@ -155,8 +158,8 @@ async def load(
     """Makes a task of every line of `file` (open at its beginning), or none and raises `Invalid`.
 
     Its faults point at lines as an array's elements and name them by number, `FAULTS_MAX` at most: what is no
-    task, and ids that the owner has or that came before. Blank lines count but mean nothing. `on_progress` is
-    told how many lines are stored so far.
+    task, and ids that the owner has or that came before. Blank lines, `BLANK_LINES_MAX` at most, count but mean nothing.
+    `on_progress` is told how many lines are stored so far.
 
     The whole file is looked at first, without a connection; then it is loaded in chunks, in one transaction.
     """
@@ -228,14 +231,21 @@ async def _read(file: BinaryIO, faults: list[InputFault]) -> AsyncIterator[list[
     Reading waits in a thread. Validating does not: a thread that keeps the interpreter busy would delay whatever
     the event loop does by its switch interval, each time.
     """
-    number = 0
+    number = blank = 0
     while raw := await asyncio.to_thread(_some, file):
         for start in range(0, len(raw), _SLICE_LINES):
             lines = []
             for text in raw[start : start + _SLICE_LINES]:
                 number += 1
-                task = _task(number, text, faults)
-                if task is not None:
+                if not text.strip():
+                    blank += 1
+                    if blank > BLANK_LINES_MAX:
+                        # Millions of them would keep the transaction waiting for a line that is one.
+                        faults.append(
+                            _fault(number, "", f"Is one of more than {BLANK_LINES_MAX} blank lines.")
+                        )
+                        return
+                elif (task := _task(number, text, faults)) is not None:
                     lines.append(_Line(number, len(text), task))
             yield lines
             await asyncio.sleep(0)
@@ -257,8 +267,6 @@ def _some(file: BinaryIO) -> list[bytes]:
 def _task(number: int, text: bytes, faults: list[InputFault]) -> TaskImport | None:
     if len(text) > LINE_MAX_BYTES:
         faults.append(_fault(number, "", f"Is longer than {LINE_MAX_BYTES} bytes."))
-        return None
-    if not text.strip():
         return None
     try:
         return _IMPORT.validate_python(_JSON.decode(text.decode("utf-8-sig" if number == 1 else "utf-8")))

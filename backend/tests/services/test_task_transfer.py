@@ -24,7 +24,7 @@ from src.models.rendering import render_timestamp
 from src.services import task_transfer, tasks
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
-from src.services.task_transfer import FAULTS_MAX, LINE_MAX_BYTES
+from src.services.task_transfer import BLANK_LINES_MAX, FAULTS_MAX, LINE_MAX_BYTES
 from src.services.tasks import Known, PageQuery
 
 
@@ -188,6 +188,13 @@ async def test_each_faulty_line_is_named_and_nothing_is_imported(
 async def test_no_more_faults_are_told_than_are_read(either: Database) -> None:
     said = await faults(either, somebody(), *({"title": ""} for _ in range(500)))
     assert [pointer for pointer, _ in said] == [f"/{line}/title" for line in range(FAULTS_MAX)]
+
+
+async def test_blank_lines_mean_nothing_until_they_are_a_flood(either: Database) -> None:
+    blanks = [b""] * BLANK_LINES_MAX
+    assert await load(either, somebody(), *blanks, {"title": "a"}) == 1
+    said = await faults(either, somebody(), {"title": "a"}, *blanks, b"", b"", b"")
+    assert [pointer for pointer, _ in said] == [f"/{BLANK_LINES_MAX + 1}"]
 
 
 async def test_an_id_that_is_taken_is_named_by_its_line(either: Database) -> None:
