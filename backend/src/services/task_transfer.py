@@ -158,8 +158,8 @@ async def load(
     """Makes a task of every line of `file` (open at its beginning), or none and raises `Invalid`.
 
     Its faults point at lines as an array's elements and name them by number, `FAULTS_MAX` at most: what is no
-    task, and ids that the owner has or that came before. Blank lines, `BLANK_LINES_MAX` at most, count but mean nothing.
-    `on_progress` is told how many lines are stored so far.
+    task, and ids that the owner has or that came before. Blank lines, `BLANK_LINES_MAX` at most, count but
+    mean nothing. `on_progress` is told how many lines are stored so far.
 
     The whole file is looked at first, without a connection; then it is loaded in chunks, in one transaction.
     """
