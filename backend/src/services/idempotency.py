@@ -129,4 +129,7 @@ def _request_hash() -> ColumnElement[bytes]:
 
 
 def _expiry() -> ColumnElement[Any]:
-    return func.now() - cast(bindparam("kept_for", type_=Interval), Interval)
+    """As a subselect, whose value the planner does not know: else it would plan anew for each, at twice the cost of
+    running the statement."""
+    expiry = func.now() - cast(bindparam("kept_for", type_=Interval), Interval)
+    return select(expiry.label("expiry")).scalar_subquery()
