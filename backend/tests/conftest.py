@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -45,6 +46,9 @@ _NO_SKIPS = "GROUNDWORK_FORBID_SKIPS"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Whoever starts a job in the background lets it, and all that it starts, ignore Ctrl-C, which tests send.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A copy of the real descriptor: pytest's capturing replaces 2 while a test runs.
     config.stash[_STDERR] = os.fdopen(os.dup(2), "w")
     # asyncpg and psql look for passwords and certificates there, and stumble over a home that is closed.

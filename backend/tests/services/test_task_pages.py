@@ -250,7 +250,7 @@ async def test_a_search_that_takes_too_long_is_given_up_and_the_pool_stays_whole
             " SELECT $1, gen_random_uuid(), 'a', repeat('abcdefgh', 1000) FROM generate_series(1, 3000)",
             ada.user_id,
         )
-    monkeypatch.setattr(task_pages, "SEARCH_SECONDS", 0.1)
+    monkeypatch.setattr(task_pages, "SEARCH_SECONDS", 0.02)
     statement_for.cache_clear()
     try:
         async with Database(parse(app_database_url)) as service:
