@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,7 +46,7 @@ FAULTS_MAX: Final = 20
 
 _PIECES: Final = 4
 _SLICE_LINES: Final = 100
-_CHUNK_LINES: Final = 2_000
+_CHUNK_LINES: Final = 1_000
 # The longest tasks fill a chunk sooner: while one is stored the next is read, so two are held at a time.
 _CHUNK_BYTES: Final = 1 << 20
 # asyncpg's bound on a whole COPY, which may take as long as its reader likes: STALL_SECONDS bounds each piece.
@@ -69,7 +69,7 @@ def _alone(db: Database) -> Iterator[None]:
 # Out
 
 
-async def export(db: Database, owner: UUID) -> AsyncIterator[bytes]:
+async def export(db: Database, owner: UUID) -> AsyncGenerator[bytes, None]:
     """The owner's tasks as they are at one moment, oldest first: a line of `TaskRead` each, in pieces of any size.
 
     Nothing is begun, and nothing held, before the first piece is asked for; `TooManyRequests` and `Unavailable`
@@ -107,7 +107,8 @@ async def _copy(db: Database, owner: UUID, pieces: asyncio.Queue[bytes]) -> None
     async def put(piece: bytes) -> None:
         try:
             async with asyncio.timeout(STALL_SECONDS):
-                await pieces.put(piece)
+                # The driver gives bytearrays.
+                await pieces.put(bytes(piece))
         except TimeoutError:
             # Not the database's fault, which a TimeoutError out of the driver would be taken for.
             raise Unavailable("export-stalled") from None

@@ -258,7 +258,7 @@ async def test_one_export_or_import_runs_at_a_time(app_database: Database) -> No
         assert caught.value.retry_after_seconds
     # Everything else goes on.
     assert len(await listed(app_database, ada, limit=5)) == 5
-    await running.aclose()  # type: ignore[attr-defined]
+    await running.aclose()
     assert await load(app_database, bob, {"title": "a"}) == 1
     assert len(await exported(app_database, bob)) > 0
     await settle(app_database)
@@ -272,7 +272,7 @@ async def test_two_services_do_not_stand_in_each_others_way(
     running = tasks.export(app_database, ada.user_id)
     await anext(running)
     assert len((await exported(database, ada)).splitlines()) == 2_000
-    await running.aclose()  # type: ignore[attr-defined]
+    await running.aclose()
 
 
 async def test_an_export_that_nobody_begins_holds_nothing(app_database: Database) -> None:
@@ -281,7 +281,7 @@ async def test_an_export_that_nobody_begins_holds_nothing(app_database: Database
     waiting = tasks.export(app_database, ada.user_id)
     assert app_database.observe().pool.in_use == 0
     assert len(await exported(app_database, ada)) > 0
-    await waiting.aclose()  # type: ignore[attr-defined]
+    await waiting.aclose()
 
 
 async def test_l2_exports_and_imports_cancelled_at_any_moment_leak_nothing(
@@ -295,7 +295,7 @@ async def test_l2_exports_and_imports_cancelled_at_any_moment_leak_nothing(
         before = (await tasks.page(service, ada.user_id, PageQuery(count="exact"))).count
 
         async def slowly() -> None:
-            async with aclosing(tasks.export(service, ada.user_id)) as pieces:  # type: ignore[type-var]
+            async with aclosing(tasks.export(service, ada.user_id)) as pieces:
                 async for _ in pieces:
                     await asyncio.sleep(0.001)
 
