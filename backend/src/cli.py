@@ -249,6 +249,26 @@ def openapi() -> None:
     terminal.emit_json(create_app(Settings.model_construct()).openapi(), indent=2)
 
 
+@app.command()
+def sweep() -> None:
+    """Delete the expired idempotency keys of every user, and print how many they were.
+
+    Keyed writes take their own user's along; run this once a day for users who write no more.
+    """
+    import asyncio
+
+    from .config.settings import migration_connection
+    from .services import attach, idempotency
+
+    async def work() -> int:
+        async with attach.connected(migration_connection(settings)) as connection:
+            return await idempotency.sweep(connection, settings.idempotency_hours)
+
+    terminal.quiet_logs()
+    settings, _ = attach.settings()
+    terminal.emit(str(asyncio.run(work())))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """Open psql on the database, as the role that migrates it.

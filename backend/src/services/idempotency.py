@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Self
 
+import asyncpg
 from sqlalchemy import (
     CTE,
     ColumnElement,
@@ -133,3 +134,36 @@ def _expiry() -> ColumnElement[Any]:
     running the statement."""
     expiry = func.now() - cast(bindparam("kept_for", type_=Interval), Interval)
     return select(expiry.label("expiry")).scalar_subquery()
+
+
+async def sweep(connection: asyncpg.Connection[Any], hours: float = HOURS) -> int:
+    """Deletes the expired keys of every user, and says how many; for whoever owns the tables.
+
+    A user's keyed write takes that user's own expired keys along. This is for those who write no more. The owner
+    of the tables is bound by the policies too, so it goes from user to user, in one transaction.
+    """
+    async with connection.transaction():
+        await connection.execute(
+            "SELECT set_config('app.swept', '0', true), set_config('app.hours', $1, true)", str(hours)
+        )
+        await connection.execute(_SWEEP)
+        swept: str = await connection.fetchval("SELECT current_setting('app.swept')")
+    return int(swept)
+
+
+_SWEEP: Final = """
+DO $$
+DECLARE
+    someone uuid;
+    gone bigint;
+    expired timestamptz := now() - current_setting('app.hours')::double precision * interval '1 hour';
+BEGIN
+    FOR someone IN SELECT id FROM users LOOP
+        PERFORM set_config('app.user_id', someone::text, true);
+        DELETE FROM idempotency_keys WHERE user_id = someone AND created_at < expired;
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        PERFORM set_config('app.swept', (current_setting('app.swept')::bigint + gone)::text, true);
+    END LOOP;
+END
+$$
+"""
