@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,10 +14,10 @@ import pytest
 from owning import create, listed, owned, read, shown, somebody, update
 from proxies import Proxy
 from src.config.database import parse
-from src.errors import Invalid, KeyReused, NotFound, PreconditionFailed, Unauthenticated
+from src.errors import Invalid, KeyReused, NotFound, OutcomeUnknown, PreconditionFailed, Unauthenticated
 from src.models import TaskCreate, TaskPut, TaskUpdate
 from src.services import tasks
-from src.services.database import Database
+from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.idempotency import SWEPT_AT_ONCE, IdempotencyKey
 from src.services.tasks import ANY_VERSION, Known, PageQuery
@@ -380,3 +381,29 @@ async def test_n5_a_lost_reply_of_a_create_with_a_key_is_asked_for_again(counted
         assert not made.replayed
         assert [task.title for task in await listed(database, ada, q="once")] == ["once"]
         assert await tasks.read(database, ada.user_id, made.task_id) == (made.body, made.etag)
+
+
+async def test_n5_a_create_whose_outcome_stays_unknown_is_never_said_not_to_be_stored(
+    counted: tuple[Proxy, str],
+) -> None:
+    """The answer is lost and the database cannot be reached again: not 503, which would promise that."""
+    proxy, url = counted
+    ada = somebody()
+    async with Database(parse(url), Limits(pool_size=1)) as database:
+        new = TaskCreate(title="once")
+        for key, seconds in ((a_key(), 1), (None, None)):
+            # Both statements are prepared on the one connection, so that the lost answer is the write's.
+            await tasks.create(database, ada, new)
+            await tasks.create(database, ada, new, idempotency=a_key("warm"))
+            proxy.lose_replies(1)
+            proxy.refuse()
+            with pytest.raises(OutcomeUnknown) as caught:
+                await tasks.create(database, ada, new, idempotency=key)
+            assert caught.value.retry_after_seconds == seconds
+            proxy.accept()
+            async with asyncio.timeout(10):
+                while not database.observe().ready:
+                    await asyncio.sleep(0.05)
+        again = await tasks.create(database, ada, new, idempotency=a_key())
+        assert again.replayed
+        assert len(await listed(database, ada)) == 2 + 1 + 2
