@@ -8,11 +8,13 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from .embedded_place import EmbeddedError
+from .embedded_processes import alive
 
 
 class DataDirectoryBusy(EmbeddedError):
@@ -49,9 +51,7 @@ def acquire(directory: Path) -> int:
             f"The data directory {directory} cannot be used: {error.strerror}. "
             f"Run as its owner, or choose another: DATA_DIRECTORY=<another directory>."
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(descriptor, path):
         os.close(descriptor)
         note = read_note(path)
         pid, command, since = note.get("pid"), note.get("command"), note.get("since")
@@ -60,12 +60,31 @@ def acquire(directory: Path) -> int:
             pid if isinstance(pid, int) else None,
             command if isinstance(command, str) else None,
             since if isinstance(since, str) else None,
-        ) from None
+        )
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
     note = {"pid": os.getpid(), "command": shlex.join(sys.orig_argv)[:200], "since": since}
     os.truncate(descriptor, 0)
     os.write(descriptor, json.dumps(note).encode())
     return descriptor
+
+
+def _locked(descriptor: int, path: Path) -> bool:
+    """Whether the lock could be had.
+
+    An owner that was killed while it started a child leaves the lock with that child until the child's exec: as
+    long as whoever wrote the note is dead, it is waited for, up to two seconds.
+    """
+    deadline = time.monotonic() + 2.0
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = read_note(path).get("pid")
+            if not isinstance(pid, int) or alive(pid) or time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 @contextlib.contextmanager

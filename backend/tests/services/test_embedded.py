@@ -601,3 +601,18 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it(private_postgres: Callable[...
     assert os.getsid(server.pid) != os.getsid(0)
     assert os.getpgid(server.pid) != os.getpgid(0)
     assert signal.getsignal(signal.SIGINT) is not None
+
+
+def test_a_lock_that_a_killed_owner_left_to_a_child_is_waited_for(tmp_path: Path) -> None:
+    child = "import time; time.sleep(0.5)"
+    program = (
+        "import os, pathlib, subprocess, sys\n"
+        "from src.services.embedded_owner import acquire\n"
+        "held = acquire(pathlib.Path(sys.argv[1]))\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], pass_fds=[held], stdout=subprocess.DEVNULL)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "data")], cwd=BACKEND, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with owned(tmp_path / "data"):
+        pass
