@@ -67,12 +67,13 @@ def user_list(limit: Limit = 50) -> None:
 def user_delete(email: Email, yes: terminal.Yes = False) -> None:
     """Delete a user with all tasks."""
     from .services import users
+    from .services.ownership import Known
 
     address = _address(email)
     terminal.confirm(f"Delete {address} and all their tasks?", yes)
 
     async def work(database: Database) -> None:
-        await users.delete(database, await _owner(database, address))
+        await users.delete(database, Known(await _owner(database, address)))
 
     _with_database(work)
     terminal.say(f"Deleted {address}.")
@@ -159,7 +160,8 @@ def task_done(email: Email, task_id: TaskId) -> None:
     address, change = _address(email), _shaped(TaskUpdate, is_completed=True)
 
     async def work(database: Database) -> str:
-        return (await tasks.update(database, await _owner(database, address), task_id, change)).body
+        author = tasks.Known(await _owner(database, address))
+        return (await tasks.update(database, author, task_id, change)).body
 
     _emit_row(_with_database(work))
 
@@ -172,7 +174,7 @@ def task_delete(email: Email, task_id: TaskId) -> None:
     address = _address(email)
 
     async def work(database: Database) -> None:
-        await tasks.delete(database, await _owner(database, address), task_id)
+        await tasks.delete(database, tasks.Known(await _owner(database, address)), task_id)
 
     _with_database(work)
     terminal.say(f"Deleted {task_id}.")

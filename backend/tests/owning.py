@@ -35,7 +35,7 @@ async def read(database: Database, author: Known, task_id: UUID) -> TaskRead:
 
 
 async def update(database: Database, author: Known, task_id: UUID, **fields: Any) -> TaskRead:
-    return shown((await tasks.update(database, author.user_id, task_id, TaskUpdate(**fields))).body)
+    return shown((await tasks.update(database, author, task_id, TaskUpdate(**fields))).body)
 
 
 async def listed(database: Database, author: Known, **query: Any) -> list[TaskRead]:

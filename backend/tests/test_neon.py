@@ -55,7 +55,7 @@ async def test_tables_are_created_and_users_and_tasks_live_their_lives(direct: C
         assert await schema.differences(direct) == []
         owner = UUID(json.loads(await users.create(database, UserCreate(email="ana@example.com")))["id"])
         task = await tasks.create(database, tasks.Known(owner), TaskCreate(title="Buy milk"))
-        change = await tasks.update(database, owner, task.task_id, TaskUpdate(is_completed=True))
+        change = await tasks.update(database, tasks.Known(owner), task.task_id, TaskUpdate(is_completed=True))
         done = json.loads(change.body)
         assert (done["is_completed"], done["version"]) == (True, 2)
         async with database.session() as session:

@@ -211,7 +211,7 @@ async def update_task(
     """Only the fields that are sent change; null clears the description. With `If-Match` nobody's change is
     overwritten unseen: of two writers with the same ETag one gets 412.
     """
-    body, etag = await tasks.update(database, principal.user_id, task_id, change, if_match=condition.if_match)
+    body, etag = await tasks.update(database, principal, task_id, change, if_match=condition.if_match)
     return _task(body, etag)
 
 
@@ -266,7 +266,7 @@ async def delete_task(
     principal: PrincipalDep, database: DatabaseDep, condition: ConditionDep, task_id: UUID
 ) -> Response:
     """For good: there is no way back. A second time it is a 404."""
-    await tasks.delete(database, principal.user_id, task_id, if_match=condition.if_match)
+    await tasks.delete(database, principal, task_id, if_match=condition.if_match)
     return Response(status_code=204, headers=_UNKEPT)
 
 

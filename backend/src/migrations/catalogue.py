@@ -21,10 +21,13 @@ import asyncpg
 from sqlalchemy import text
 
 from ..config.database import parse
-from ..models import isolation, make_engine, metadata
+from ..models import credential, isolation, make_engine, metadata
 
 FILE: Final = Path(__file__).with_name("catalogue.json")
-TABLES: Final = ("users", "tasks", "deleted_users", "idempotency_keys")
+TABLES: Final = (*isolation.OWNER_COLUMNS, *credential.SECRET_TABLES)
+FUNCTIONS: Final = tuple(
+    sorted(name.partition("(")[0] for name in (credential.REQUIRE_CURRENT, *credential.GATES))
+)
 
 # Only what lies in the search_path's first schema, where the migrations made it. `contype = 'n'` is left out
 # because PostgreSQL 18 lists NOT NULL there and 15 does not; the column's line says it for both.
@@ -85,6 +88,24 @@ FROM ours
 JOIN pg_trigger g ON g.tgrelid = ours.oid AND NOT g.tgisinternal
 JOIN pg_proc p ON p.oid = g.tgfoid
 UNION ALL
+-- What the service calls; a function finds its tables by the schema it was made in.
+SELECT 'function ' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')',
+       pg_get_function_result(p.oid) || ' ' || p.provolatile::text || p.prosrc
+       || CASE WHEN p.prosecdef THEN ' SECURITY DEFINER' ELSE '' END
+       || coalesce(' SET ' || replace(array_to_string(p.proconfig, ' SET '),
+                                      '=' || quote_ident(current_schema()) || ',', '=ours,'), '')
+       || CASE WHEN p.proowner = (SELECT c.relowner FROM pg_class c JOIN ours USING (oid) WHERE ours.relname = 'users')
+               THEN '' ELSE ' owned by somebody else' END
+FROM pg_proc p
+WHERE p.pronamespace = current_schema()::regnamespace AND p.proname = ANY($3::text[])
+UNION ALL
+SELECT 'execute on ' || p.proname || ' by ' || coalesce(r.rolname, 'everybody'), a.privilege_type
+FROM pg_proc p
+CROSS JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE p.pronamespace = current_schema()::regnamespace AND p.proname = ANY($3::text[])
+  AND (a.grantee = 0 OR r.rolname = $2)
+UNION ALL
 SELECT 'policy ' || ours.relname || '.' || p.polname,
        CASE WHEN p.polpermissive THEN '' ELSE 'restrictive ' END
        || CASE p.polcmd WHEN '*' THEN 'all' ELSE p.polcmd::text END
@@ -128,7 +149,7 @@ async def observed(connection: asyncpg.Connection[Any]) -> dict[str, str]:
     async with connection.transaction():
         # Otherwise it says "user_id" where the file says user_id.
         await connection.execute("SET LOCAL quote_all_identifiers = off")
-        rows = await connection.fetch(_QUERY, list(TABLES), isolation.ROLE)
+        rows = await connection.fetch(_QUERY, list(TABLES), isolation.ROLE, list(FUNCTIONS))
     return {row["what"]: row["definition"] for row in rows}
 
 
@@ -167,7 +188,12 @@ def compare(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
 
 
 def _table_of(what: str) -> str:
-    """`tasks` of `column tasks.title` and of `grant on tasks to groundwork_app`."""
+    """`tasks` of `column tasks.title` and of `grant on tasks to groundwork_app`.
+
+    The functions that the service calls came with `credentials`.
+    """
+    if what.startswith("execute on ") or (what.startswith("function ") and "(" in what):
+        return "credentials"
     words = what.split(" ")
     return words[2 if words[0] == "grant" else 1].split(".", 1)[0]
 

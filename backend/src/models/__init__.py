@@ -2,6 +2,7 @@
 
 from . import isolation
 from .base import Base, make_engine, metadata
+from .credential import Credential, Session
 from .kept_answer import KeptAnswer
 from .task import (
     CreateOperation,
@@ -23,10 +24,12 @@ from .user import DeletedUser, User, UserCreate, UserRead
 __all__ = [
     "Base",
     "CreateOperation",
+    "Credential",
     "DeleteOperation",
     "DeletedUser",
     "KeptAnswer",
     "OperationResult",
+    "Session",
     "Task",
     "TaskBatch",
     "TaskBatchRead",

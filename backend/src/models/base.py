@@ -109,7 +109,7 @@ class Base(SQLModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # type: ignore[assignment]
 
 
-_INSTANT: Final[Any] = DateTime(timezone=True)
+INSTANT: Final[Any] = DateTime(timezone=True)
 
 
 class Stamped(Base):
@@ -117,13 +117,13 @@ class Stamped(Base):
 
     created_at: datetime = Field(
         default=None,
-        sa_type=_INSTANT,
+        sa_type=INSTANT,
         nullable=False,
         sa_column_kwargs={"server_default": func.now()},
     )
     updated_at: datetime = Field(
         default=None,
-        sa_type=_INSTANT,
+        sa_type=INSTANT,
         nullable=False,
         sa_column_kwargs={"server_default": func.now(), "onupdate": func.now()},
     )

@@ -29,7 +29,7 @@ FORCED: Final = frozenset({"tasks", "idempotency_keys"})
 """Where even the owner of the table is bound. Operators look for users by e-mail, as the owner."""
 
 GRANTS: Final = {
-    "users": "SELECT, INSERT, UPDATE, DELETE",
+    "users": "SELECT, INSERT, DELETE",
     "deleted_users": "SELECT, INSERT",
     "tasks": "SELECT, INSERT, UPDATE, DELETE",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",

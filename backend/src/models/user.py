@@ -7,11 +7,11 @@ from uuid import UUID
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
-from sqlalchemy import CheckConstraint, DateTime, UniqueConstraint, Uuid, func, text
+from sqlalchemy import CheckConstraint, DateTime, Integer, UniqueConstraint, Uuid, func, text
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
-from .base import Base, Stamped, Text, finite_check, new_id
+from .base import INSTANT, Base, Stamped, Text, finite_check, new_id
 from .rendering import Timestamp
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class User(Stamped, table=True):
     """The table `users`. Its `tasks` are loaded only when asked for (`selectinload(User.tasks)`).
 
     Accounts of our own have an e-mail. A user whose identity comes from elsewhere may have none: their issuer
-    told none, or another user has it.
+    told none, or another user has it. Raising `token_epoch` ends every token of ours that names an earlier one;
+    from `disabled_at` on nobody writes as this user, or logs in.
     """
 
     __tablename__ = "users"
@@ -68,6 +69,7 @@ class User(Stamped, table=True):
         CheckConstraint("email = lower(email)", name="email_lower"),
         CheckConstraint(f"char_length(email) BETWEEN 3 AND {EMAIL_MAX_LENGTH}", name="email_length"),
         CheckConstraint("email ~ '^[!-?A-~]+@[!-?A-~]+$'", name="email_shape"),
+        CheckConstraint("token_epoch >= 0", name="token_epoch_positive"),
         CheckConstraint(finite_check("created_at"), name="created_at_finite"),
         CheckConstraint(finite_check("updated_at"), name="updated_at_finite"),
     )
@@ -80,6 +82,10 @@ class User(Stamped, table=True):
         sa_column_kwargs={"server_default": text("gen_random_uuid()")},
     )
     email: str | None = Field(default=None, sa_type=_ASCII, nullable=True)
+    token_epoch: int = Field(
+        default=None, sa_type=Integer, nullable=False, sa_column_kwargs={"server_default": text("0")}
+    )
+    disabled_at: datetime | None = Field(default=None, sa_type=INSTANT, nullable=True)
 
     tasks: list["Task"] = Relationship(
         back_populates="user",

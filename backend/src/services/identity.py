@@ -41,7 +41,8 @@ log = get_logger(__name__)
 class Principal:
     """Somebody a valid token speaks for. `expires_at` is Unix time; `own`: our token, and not another issuer's.
 
-    `email` is None where the issuer gives none, gives none we can store, or says that it is not verified.
+    `email` is None where the issuer gives none, gives none we can store, or says that it is not verified. `epoch`
+    is what our own token holds: a write looks whether it is still that of the user (`services.ownership`).
     """
 
     user_id: UUID
@@ -50,6 +51,7 @@ class Principal:
     email: str | None
     own: bool
     expires_at: float
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ class Identity:
             email=_email(claims),
             own=trust.own,
             expires_at=expires_at,
+            epoch=tokens.epoch(claims) if trust.own else None,
         )
         return principal, await _proven(token, trust.keys)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..models.credential import GATES
 from ..models.isolation import CREATE_ROLE, GRANTS, OWNER_COLUMNS, ROLE, row_level_security
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def making_the_role(found: Standing) -> list[str]:
     for table, rights in GRANTS.items():
         by_rights.setdefault(rights, []).append(table)
     statements += [f"GRANT {rights} ON {', '.join(tables)} TO {ROLE}" for rights, tables in by_rights.items()]
+    statements.append(f"GRANT EXECUTE ON FUNCTION {', '.join(GATES)} TO {ROLE}")
     return [*statements, f"CREATE ROLE app LOGIN PASSWORD '<a long one>' IN ROLE {ROLE}"]
 
 

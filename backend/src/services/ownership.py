@@ -5,9 +5,9 @@ setting `app.user_id` (`models.isolation`). `me()` sets it within the statement 
 
     WITH me AS MATERIALIZED (SELECT set_config('app.user_id', $1::uuid::text, true)::uuid AS v) ...
 
-Every statement on a guarded table names its owner by the parameter `owner`, begins with one `me()`, and has
-`mine(...)` **in each WHERE that reads, changes or deletes such a table**, also in a second CTE of the same
-statement. A read, a change, and a first write:
+Every statement on a guarded table names its owner by the parameter `owner`, begins with one `me()`, or with
+`me_writing()` when it writes, and has `mine(...)` **in each WHERE that reads, changes or deletes such a table**, also
+in a second CTE of the same statement. A read, a change, and a first write:
 
     def _read():
         who = me()
@@ -15,32 +15,35 @@ statement. A read, a change, and a first write:
         return as_object(found.subquery("found"))
 
     def _update():
-        who = me()
+        who = me_writing()
         changed = update(Task).where(mine(who, Task.user_id), Task.id == bindparam("id")).values(...)
         return as_object(changed.returning(*fields(TaskRead, Task)).cte("changed"))
 
     def _create():
-        writer = provisioned(me())
+        writer = provisioned(me_writing())
         values = select(writer.c.v, bindparam("id", type_=Uuid), bindparam("title", type_=Text))
         created = insert(Task).from_select(["user_id", "id", "title"], values)
         return as_object(created.returning(*fields(TaskRead, Task)).cte("created"))
 
-    with deleted_is_unauthenticated():
-        await db.row(CREATE, owner=principal.user_id, email=principal.email, id=..., title=...)
+    with revoked_is_unauthenticated():
+        await db.row(CREATE, owner=principal.user_id, epoch=principal.epoch, email=principal.email, id=..., title=...)
 
-docs/decisions/0017-two-walls.md has the reasons and the cost.
+docs/decisions/0017-two-walls.md has the reasons and the cost, 0051-accounts.md those of `me_writing()`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    Integer,
     Text,
     Uuid,
     and_,
@@ -56,16 +59,46 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from ..errors import Conflict, Unauthenticated
-from ..models import DeletedUser, User
+from ..models import User
 from ..models.isolation import SETTING
 from ..models.user import Email
 
-ACCOUNT_GONE: Final = frozenset({"ex_users_deleted", "fk_tasks_user_id", "fk_idempotency_keys_user_id"})
-"""The constraints by which PostgreSQL refuses the write of a user who was deleted, before or meanwhile."""
+_DELETED: Final = ("account-deleted", "The account was deleted.")
+REVOKED: Final = {
+    "ex_users_deleted": _DELETED,
+    "fk_tasks_user_id": _DELETED,
+    "fk_idempotency_keys_user_id": _DELETED,
+    "ex_users_disabled": ("account-disabled", "The account is disabled."),
+    "ex_users_revoked": ("token-revoked", "The token was revoked. Log in again."),
+}
+"""The constraints by which PostgreSQL refuses a write because of whose it is, and what is said of each."""
 
 _email: TypeAdapter[str] = TypeAdapter(Email)
 _SETTING: Final = literal_column(f"'{SETTING}'", Text)
 _WITHIN_TRANSACTION: Final[Any] = literal_column("true")
+
+
+class Author(Protocol):
+    """Whoever writes: their user id, and the e-mail their account gets if this write makes it."""
+
+    @property
+    def user_id(self) -> UUID: ...
+
+    @property
+    def email(self) -> str | None: ...
+
+    @property
+    def epoch(self) -> int | None:
+        """Which of our tokens speaks for them; None where another issuer vouches, or an operator writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An author whose account exists already."""
+
+    user_id: UUID
+    email: str | None = None
+    epoch: int | None = None
 
 
 def me() -> CTE:
@@ -76,6 +109,21 @@ def me() -> CTE:
     owner = cast(bindparam("owner", type_=Uuid), Text)
     setting = func.set_config(_SETTING, owner, _WITHIN_TRANSACTION)
     return select(cast(setting, Uuid).label("v")).cte("me").prefix_with("MATERIALIZED")
+
+
+def me_writing() -> CTE:
+    """As `me()`, for a statement that writes: the token's user has to be one who may.
+
+    Takes the parameter `epoch` too: which of our tokens it is, None where another issuer vouches. A user who was
+    deleted or disabled, or whose tokens of that epoch were revoked, ends the statement before it writes anything:
+    see `revoked_is_unauthenticated`.
+    """
+    owner = cast(bindparam("owner", type_=Uuid), Text)
+    setting = func.set_config(_SETTING, owner, _WITHIN_TRANSACTION)
+    epoch = cast(bindparam("epoch", type_=Integer), Integer)
+    # The setting is the function's argument, so it is made before the function looks at the row it opens.
+    allowed = func.require_current(cast(setting, Uuid), epoch, type_=Uuid)
+    return select(allowed.label("v")).cte("me").prefix_with("MATERIALIZED")
 
 
 def _value(who: CTE) -> Any:
@@ -98,7 +146,7 @@ def provisioned(who: CTE) -> CTE:
 
     For writes: `INSERT ... SELECT` from it. Takes the parameter `email` (`address()` of what the token says, or
     None). A new user gets that address when it is free at that moment, and none otherwise, whoever else writes at
-    the same time. A deleted user is not made again: see `deleted_is_unauthenticated`.
+    the same time. A user who is deleted meanwhile is not made again: see `revoked_is_unauthenticated`.
     """
     known = select(col(User.id)).where(mine(who, User.id)).cte("known").prefix_with("MATERIALIZED")
     unknown = ~exists(select(known.c.id).correlate(None))
@@ -136,17 +184,12 @@ def address(email: str | None) -> str | None:
         return None
 
 
-def deleted(who: CTE) -> ColumnElement[bool]:
-    """Whether the owner was deleted: for a write that provisions nobody and has found no row."""
-    return exists(select(col(DeletedUser.id)).where(mine(who, DeletedUser.id)).correlate(None))
-
-
 @contextmanager
-def deleted_is_unauthenticated() -> Iterator[None]:
-    """Inside, a write refused because its user was deleted raises `Unauthenticated`. Nothing was written."""
+def revoked_is_unauthenticated() -> Iterator[None]:
+    """Inside, a write refused because of whose it is raises `Unauthenticated`. Nothing was written."""
     try:
         yield
     except Conflict as conflict:
-        if conflict.constraint in ACCOUNT_GONE:
-            raise Unauthenticated("account-deleted", "The account was deleted.") from None
+        if conflict.constraint in REVOKED:
+            raise Unauthenticated(*REVOKED[conflict.constraint]) from None
         raise

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import jwt
@@ -69,8 +69,11 @@ class SigningKeys:
         key = self._keys.get(kid)
         return None if key is instead_of else key
 
-    def mint(self, user_id: UUID, email: str | None, lifetime_seconds: int) -> str:
-        """An access token of this user. Raises `ValueError` for a lifetime that `Identity` would refuse."""
+    def mint(self, user_id: UUID, email: str | None, lifetime_seconds: int, *, epoch: int = 0) -> str:
+        """An access token of this user, good for writing as long as `epoch` is theirs (a new user's is 0).
+
+        Raises `ValueError` for a lifetime that `Identity` would refuse.
+        """
         if not 0 < lifetime_seconds <= LONGEST_SECONDS:
             raise ValueError("a token is valid for more than no time, and for 366 days at most")
         now = int(time.time())
@@ -80,11 +83,16 @@ class SigningKeys:
             "sub": str(user_id),
             "iat": now,
             "exp": now + int(lifetime_seconds),
+            "epoch": epoch,
         }
         if email is not None:
             claims["email"] = email
         headers = {"kid": self._kid, "typ": TOKEN_TYPE}
         return jwt.encode(claims, self._private, algorithm="EdDSA", headers=headers)
+
+    def document(self) -> dict[str, Any]:
+        """The public keys as a JWK set (RFC 7517), for whoever verifies our tokens elsewhere."""
+        return {"keys": [_jwk(seed) for seed in self._seeds]}
 
     def derive(self, purpose: bytes) -> bytes:
         """32 secret bytes for one purpose, the same as long as the first key is; unrelated to those of any other."""
@@ -99,11 +107,14 @@ class SigningKeys:
 
 
 def _public(seed: bytes) -> VerificationKey:
-    public = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-    jwk = {"crv": "Ed25519", "kty": "OKP", "x": base64.urlsafe_b64encode(raw).decode().rstrip("=")}
+    return from_ed25519(Ed25519PrivateKey.from_private_bytes(seed).public_key(), _jwk(seed)["kid"])
+
+
+def _jwk(seed: bytes) -> dict[str, str]:
+    raw = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    key = {"crv": "Ed25519", "kty": "OKP", "x": base64.urlsafe_b64encode(raw).decode().rstrip("=")}
     # Long enough that two keys never share it, short enough for a header sent with every request.
-    return from_ed25519(public, thumbprint_of(jwk, ("crv", "kty", "x"))[:16])
+    return {**key, "kid": thumbprint_of(key, ("crv", "kty", "x"))[:16], "use": "sig", "alg": "EdDSA"}
 
 
 def _kept(directory: Path) -> tuple[bytes, ...]:

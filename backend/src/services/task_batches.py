@@ -40,9 +40,9 @@ from ..errors import BatchRefused, Conflict, InputFault, InternalFault, KeyReuse
 from ..models import CreateOperation, DeleteOperation, KeptAnswer, Task, TaskOperation, TaskRead
 from ..models.rendering import as_array, fields
 from .idempotency import IdempotencyKey, claim, key_values, swept
-from .ownership import deleted_is_unauthenticated, me, mine, provisioned
+from .ownership import Author, me, me_writing, mine, provisioned, revoked_is_unauthenticated
 from .statements import Statement
-from .task_rows import ANY_VERSION, NOBODYS, Author, after, array_rows, instant
+from .task_rows import ANY_VERSION, NOBODYS, after, array_rows, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -80,7 +80,7 @@ async def batch(
         return await _run(connection, author, operations, idempotency)
 
     try:
-        with deleted_is_unauthenticated():
+        with revoked_is_unauthenticated():
             return await _unless_made_meanwhile(db, author, work)
     except OutcomeUnknown as unknown:
         if idempotency is None:
@@ -110,6 +110,7 @@ async def _run(
 ) -> Batched:
     values: dict[str, Any] = {
         "owner": author.user_id,
+        "epoch": author.epoch,
         "email": author.email,
         "wanted_id": sorted({operation.id for operation in operations}),
     }
@@ -273,7 +274,7 @@ def _each(who: CTE, ids: str, columns: Sequence[Any], *, hold: bool = False) -> 
 
 
 def _look(once: bool) -> Any:
-    who = me()
+    who = me_writing()
     writer = provisioned(who)
     held = _each(who, "wanted", fields(TaskRead, Task), hold=True).cte("held").prefix_with("MATERIALIZED")
     now = func.to_char(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -20,7 +19,6 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
-    case,
     cast,
     column,
     exists,
@@ -34,33 +32,15 @@ from sqlalchemy import (
 )
 from sqlmodel import col
 
-from ..errors import NotFound, PreconditionFailed, Unauthenticated
+from ..errors import NotFound, PreconditionFailed
 from ..models import Task, TaskRead
 from ..models.rendering import fields
-from .ownership import deleted, mine
+from .ownership import mine
 
 NOBODYS: Final = "There is no such task."
 
 ANY_VERSION: Final = "*"
 """As `if_match`: any version will do, as long as there is one."""
-
-
-class Author(Protocol):
-    """Whoever writes: their user id, and the e-mail their account gets if this write makes it."""
-
-    @property
-    def user_id(self) -> UUID: ...
-
-    @property
-    def email(self) -> str | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """An author whose account exists already."""
-
-    user_id: UUID
-    email: str | None = None
 
 
 class Rendered(NamedTuple):
@@ -180,19 +160,12 @@ def after(who: CTE, answer: Select[Any]) -> Select[Any]:
 
 
 def settled(who: CTE, written: CTE, held: CTE | None = None) -> Select[Any]:
-    """One row in any case: `json` and `etag` of what was written, `refused` where it was of another version,
-    `gone` where nothing was there because the owner was deleted."""
+    """One row in any case: `json` and `etag` of what was written, `refused` where it was of another version."""
     given = shown(written).subquery("given")
-    nothing = given.c.json.is_(None)
     refused = false() if held is None else exists(select(held.c.id).correlate(None))
     one = select(literal_column("1").label("one")).subquery("one")
-    answer = select(
-        given.c.json,
-        given.c.etag,
-        refused.label("refused"),
-        case((nothing, deleted(who)), else_=false()).label("gone"),
-    ).select_from(one.outerjoin(given, true()))
-    return after(who, answer)
+    answer = select(given.c.json, given.c.etag, refused.label("refused"))
+    return after(who, answer.select_from(one.outerjoin(given, true())))
 
 
 def found(row: Any) -> Rendered:
@@ -203,12 +176,10 @@ def found(row: Any) -> Rendered:
 
 
 def outcome(row: Any) -> Rendered:
-    """The row of a `settled` statement. Raises `NotFound`, `PreconditionFailed` or `Unauthenticated`."""
-    json, etag, refused, gone = row
+    """The row of a `settled` statement. Raises `NotFound` or `PreconditionFailed`."""
+    json, etag, refused = row
     if json is not None:
         return Rendered(json, etag)
-    if gone:
-        raise Unauthenticated("account-deleted", "The account was deleted.")
     if refused:
         raise PreconditionFailed
     raise NotFound(NOBODYS)

@@ -24,9 +24,9 @@ from sqlmodel import col
 from ..errors import InputFault, Invalid, TooManyRequests, Unavailable
 from ..models import Task, TaskImport, TaskRead
 from ..models.rendering import as_object, fields, render_timestamp
-from .ownership import deleted_is_unauthenticated, me, provisioned
+from .ownership import Author, me, me_writing, provisioned, revoked_is_unauthenticated
 from .statements import Statement
-from .task_rows import Author, after, array_rows, instant
+from .task_rows import after, array_rows, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -172,7 +172,7 @@ async def load(
         if faults:
             raise Invalid(_said(faults), faults=faults)
         await asyncio.to_thread(file.seek, 0)
-        with deleted_is_unauthenticated():
+        with revoked_is_unauthenticated():
             async with db.transaction(owner=author.user_id) as connection:
                 return await _load(connection, author, file, on_progress)
 
@@ -180,7 +180,7 @@ async def load(
 async def _load(
     connection: Connection, author: Author, file: BinaryIO, on_progress: Callable[[int], None] | None
 ) -> Loaded:
-    values = {"owner": author.user_id, "email": author.email}
+    values = {"owner": author.user_id, "epoch": author.epoch, "email": author.email}
     await connection.execute(PROVISION.sql, *PROVISION.arguments(values))
     count = size = 0
     chunk: list[_Line] = []
@@ -310,7 +310,7 @@ _INSTANTS: Final = ("created_at", "updated_at")
 
 
 def _provision() -> Any:
-    who = me()
+    who = me_writing()
     return after(who, select(cast(provisioned(who).c.v, Text).label("owner")))
 
 

@@ -38,15 +38,13 @@ from ..errors import KeyReused, NotFound, PreconditionFailed
 from ..models import Task, TaskCreate, TaskPut, TaskUpdate
 from ..models.base import new_id
 from .idempotency import IdempotencyKey, claim, key_values, swept
-from .ownership import deleted_is_unauthenticated, me, provisioned
+from .ownership import Author, Known, me, me_writing, provisioned, revoked_is_unauthenticated
 from .statements import Statement
 from .task_batches import Batched, batch
 from .task_pages import PageQuery, PageText, Position, page
 from .task_rows import (
     ANY_VERSION,
-    Author,
     Created,
-    Known,
     Put,
     Rendered,
     after,
@@ -111,7 +109,7 @@ def _new(who: Any) -> Any:
 
 
 def _create() -> Any:
-    who = me()
+    who = me_writing()
     return after(who, shown(_new(who).returning(*tagged()).cte("created")))
 
 
@@ -121,7 +119,7 @@ def _create_once() -> Any:
     The key is this statement's own when it holds the id and the moment of this statement. The id alone would not
     tell: a statement whose answer was lost is run again as it was.
     """
-    who = me()
+    who = me_writing()
     now = func.now()
     fresh = select(
         provisioned(who).c.v.label("user_id"),
@@ -175,20 +173,20 @@ def _changes() -> dict[str, Any]:
 
 
 def _update() -> Any:
-    who = me()
+    who = me_writing()
     changed = update_in(Task).where(this(who)).values(_changes()).returning(*tagged())
     return settled(who, changed.cte("changed"))
 
 
 def _update_matched(changes: dict[str, Any]) -> Any:
-    who = me()
+    who = me_writing()
     held = locked(who)
     changed = update_in(Task).where(this(who), matches(held)).values(changes).returning(*tagged())
     return settled(who, changed.cte("changed"), held)
 
 
 def _put() -> Any:
-    who = me()
+    who = me_writing()
     new = _new(who)
     replaced = {name: new.excluded[name] for name in _given()}
     replaced |= {"version": col(Task.version) + literal_column("1"), "updated_at": func.now()}
@@ -199,18 +197,18 @@ def _put() -> Any:
 
 
 def _put_new() -> Any:
-    who = me()
+    who = me_writing()
     placed = _new(who).on_conflict_do_nothing(index_elements=["user_id", "id"]).returning(*tagged())
     return after(who, shown(placed.cte("placed")))
 
 
 def _delete() -> Any:
-    who = me()
+    who = me_writing()
     return settled(who, delete_from(Task).where(this(who)).returning(*tagged()).cte("gone"))
 
 
 def _delete_matched() -> Any:
-    who = me()
+    who = me_writing()
     held = locked(who)
     gone = delete_from(Task).where(this(who), matches(held)).returning(*tagged())
     return settled(who, gone.cte("gone"), held)
@@ -236,7 +234,7 @@ async def create(
     Raises `KeyReused` when the key came with another request.
     """
     new = _values(author, new_id(), task)
-    with deleted_is_unauthenticated():
+    with revoked_is_unauthenticated():
         if idempotency is None:
             return Created(*found(await db.row(CREATE, **new)), new["id"])
         row = await db.row(CREATE_ONCE, **new, **key_values(idempotency))
@@ -254,7 +252,7 @@ async def read(db: Database, owner: UUID, task_id: UUID) -> Rendered:
 
 
 async def update(
-    db: Database, owner: UUID, task_id: UUID, change: TaskUpdate, *, if_match: str | None = None
+    db: Database, author: Author, task_id: UUID, change: TaskUpdate, *, if_match: str | None = None
 ) -> Rendered:
     """The task as it is afterwards, its version one higher. Raises `NotFound` and `PreconditionFailed`.
 
@@ -262,21 +260,23 @@ async def update(
     """
     changes = change.changes()
     if not changes:
-        now = await read(db, owner, task_id)
+        now = await read(db, author.user_id, task_id)
         if if_match not in (None, ANY_VERSION, now.etag):
             raise PreconditionFailed
         return now
     values = {
-        "owner": owner,
+        "owner": author.user_id,
+        "epoch": author.epoch,
         "id": task_id,
         "title": changes.get("title"),
         "describe": "description" in changes,
         "description": changes.get("description"),
         "is_completed": changes.get("is_completed"),
     }
-    if if_match is None:
-        return outcome(await db.row(UPDATE, **values))
-    return outcome(await db.row(UPDATE_MATCHED, **values, if_match=if_match))
+    with revoked_is_unauthenticated():
+        if if_match is None:
+            return outcome(await db.row(UPDATE, **values))
+        return outcome(await db.row(UPDATE_MATCHED, **values, if_match=if_match))
 
 
 async def put(
@@ -294,7 +294,7 @@ async def put(
     `only_new`, when there is one.
     """
     values = _values(author, task_id, task)
-    with deleted_is_unauthenticated():
+    with revoked_is_unauthenticated():
         if if_match is not None:
             try:
                 return Put(*outcome(await db.row(PUT_MATCHED, **values, if_match=if_match)), created=False)
@@ -306,17 +306,20 @@ async def put(
     return Put(row[0], row[1], created=only_new or row[2])
 
 
-async def delete(db: Database, owner: UUID, task_id: UUID, *, if_match: str | None = None) -> None:
+async def delete(db: Database, author: Author, task_id: UUID, *, if_match: str | None = None) -> None:
     """Raises `NotFound` and `PreconditionFailed`."""
-    if if_match is None:
-        outcome(await db.row(DELETE, owner=owner, id=task_id))
-    else:
-        outcome(await db.row(DELETE_MATCHED, owner=owner, id=task_id, if_match=if_match))
+    values = {"owner": author.user_id, "epoch": author.epoch, "id": task_id}
+    with revoked_is_unauthenticated():
+        if if_match is None:
+            outcome(await db.row(DELETE, **values))
+        else:
+            outcome(await db.row(DELETE_MATCHED, **values, if_match=if_match))
 
 
 def _values(author: Author, task_id: UUID, task: TaskCreate) -> dict[str, Any]:
     return {
         "owner": author.user_id,
+        "epoch": author.epoch,
         "email": author.email,
         "id": task_id,
         "title": task.title,

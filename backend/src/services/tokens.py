@@ -19,6 +19,8 @@ MOST_BYTES: Final = 8192
 """The longest token that is looked at; servers and proxies take few headers beyond that."""
 LONGEST_TEXT: Final = 512
 """The longest `iss`, `sub`, `aud` and `kid`."""
+LAST_EPOCH: Final = 2**31 - 1
+"""What the column holds."""
 
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII)
 # They would let a token choose its own key, or change what its other parts mean.
@@ -101,6 +103,14 @@ def audiences(claims: Mapping[str, Any]) -> frozenset[str]:
     if not all(is_name(name) for name in found):
         _refuse("bad-claim")
     return frozenset(found)
+
+
+def epoch(claims: Mapping[str, Any]) -> int:
+    """`epoch`, which every token of our own has."""
+    value = claims.get("epoch")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LAST_EPOCH:
+        _refuse("bad-claim")
+    return value
 
 
 def is_name(value: object) -> bool:

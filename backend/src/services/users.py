@@ -18,7 +18,7 @@ from ..models import User, UserCreate, UserRead
 from ..models.base import new_id
 from ..models.rendering import as_array, as_object, fields
 from ..models.user import Email
-from .ownership import me, mine
+from .ownership import Author, me, me_writing, mine, revoked_is_unauthenticated
 from .paging import bounded
 from .statements import Statement
 
@@ -49,7 +49,7 @@ def _page() -> Any:
 
 
 def _delete() -> Any:
-    gone = delete_from(User).where(mine(me(), User.id))
+    gone = delete_from(User).where(mine(me_writing(), User.id))
     return gone.returning(cast(col(User.id), Text).label("id"))
 
 
@@ -86,9 +86,10 @@ async def page(db: Database, *, limit: int = 50) -> str:
     return _found(await db.value(PAGE, limit=bounded(limit)))
 
 
-async def delete(db: Database, user_id: UUID) -> None:
+async def delete(db: Database, author: Author) -> None:
     """The user and all their tasks are gone, for good: this id is never a user again. Raises `NotFound`."""
-    _found(await db.value(DELETE, owner=user_id))
+    with revoked_is_unauthenticated():
+        _found(await db.value(DELETE, owner=author.user_id, epoch=author.epoch))
 
 
 def _found(value: str | None) -> str:

@@ -18,6 +18,7 @@ from sqlmodel import col, select
 
 from ..errors import GroundworkError
 from ..models import Task, User
+from ..models.credential import GATES
 from ..models.isolation import CREATE_ROLE, GRANTS, OWNER_COLUMNS, ROLE, grants
 from . import schema
 from .database import Database
@@ -221,6 +222,11 @@ async def rights(examination: Examination) -> Finding:
         "WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(t.name, t.right) GROUP BY t.name",
         [table for table, _ in wanted],
         [right for _, right in wanted],
+    )
+    lacking += await examination.ask(
+        "SELECT f.name AS text FROM unnest($1::text[]) AS f(name) "
+        "WHERE to_regprocedure(f.name) IS NOT NULL AND NOT has_function_privilege(f.name, 'EXECUTE')",
+        list(GATES),
     )
     name = f'role "{role["name"]}"'
     if lacking:

@@ -145,7 +145,7 @@ async def test_statements_survive_a_changed_column_type_and_a_new_column(rows: R
     prepared = {statement: await rows.connection.prepare(statement.sql) for statement in everything()}
     values = {"owner": rows.owner, "id": task_id, "limit": 5, "email": "new@example.com", "title": "after"}
     values |= {"describe": True, "description": "d", "is_completed": True}
-    values |= {"key": "k", "request_hash": bytes(32), "kept_for": timedelta(hours=1)}
+    values |= {"epoch": None, "key": "k", "request_hash": bytes(32), "kept_for": timedelta(hours=1)}
     await rows.connection.execute(
         "ALTER TABLE tasks ALTER title TYPE varchar(300), ALTER version TYPE bigint, ADD extra int DEFAULT 1"
     )

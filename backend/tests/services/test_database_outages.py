@@ -131,7 +131,7 @@ async def test_whatever_is_done_with_users_and_tasks_costs_one_round_trip(
             "users.read": lambda _: users.read(database, owner),
             "users.find": lambda _: users.find(database, "ana@example.com"),
             "users.page": lambda _: users.page(database),
-            "users.delete": lambda turn: users.delete(database, gone[turn]),
+            "users.delete": lambda turn: users.delete(database, tasks.Known(gone[turn])),
             "tasks.create": lambda _: tasks.create(database, ana, TaskCreate(title="three")),
             "tasks.read": lambda _: tasks.read(database, owner, task),
             "tasks.page": lambda _: tasks.page(database, owner),
@@ -139,11 +139,11 @@ async def test_whatever_is_done_with_users_and_tasks_costs_one_round_trip(
                 database, ana, TaskCreate(title="four"), idempotency=IdempotencyKey(f"key {turn}", b"0" * 32)
             ),
             "tasks.put": lambda _: tasks.put(database, ana, task, TaskPut(title="five")),
-            "tasks.update": lambda _: tasks.update(database, owner, task, change),
-            "tasks.update if it matches": lambda _: tasks.update(database, owner, task, change, if_match="*"),
-            "tasks.delete": lambda turn: tasks.delete(database, owner, doomed[turn]),
+            "tasks.update": lambda _: tasks.update(database, ana, task, change),
+            "tasks.update if it matches": lambda _: tasks.update(database, ana, task, change, if_match="*"),
+            "tasks.delete": lambda turn: tasks.delete(database, ana, doomed[turn]),
             "tasks.delete if it matches": lambda turn: tasks.delete(
-                database, owner, doomed[2 + turn], if_match="*"
+                database, ana, doomed[2 + turn], if_match="*"
             ),
         }
         for name, do in work.items():

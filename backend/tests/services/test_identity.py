@@ -78,7 +78,7 @@ def alone(**more: Any) -> Identity:
 async def test_a_token_of_our_own_speaks_for_its_user_without_any_setting() -> None:
     async with Identity.from_settings(load_settings()) as identity:
         found = await identity.principal(f"Bearer {own(identity)}")
-    assert found == Principal(ANA, "groundwork", str(ANA), "ana@example.com", True, found.expires_at)
+    assert found == Principal(ANA, "groundwork", str(ANA), "ana@example.com", True, found.expires_at, epoch=0)
     assert 0 < found.expires_at - time.time() <= 60
 
 
@@ -232,7 +232,13 @@ async def test_a_key_id_is_looked_up_and_never_followed(world: World, kid: Any) 
 async def test_a_token_without_a_key_id_does_not_find_one_of_several(world: World) -> None:
     key = world.issuer.keys["edwards"][1]
     assert await world.reason(by_hand({"alg": "EdDSA"}, world.issuer.claims(), key.sign)) == "unknown-key"
-    mine = {"iss": "groundwork", "aud": "groundwork", "sub": str(ANA), "exp": int(time.time()) + 60}
+    mine = {
+        "iss": "groundwork",
+        "aud": "groundwork",
+        "sub": str(ANA),
+        "exp": int(time.time()) + 60,
+        "epoch": 0,
+    }
     seed = os.urandom(32)
     assert await world.reason(by_hand({"alg": "EdDSA", "typ": "at+jwt"}, mine, hs256(seed))) == "unknown-key"
 

@@ -116,18 +116,16 @@ DEEDS: dict[str, Deed] = {
     "count": lambda db, eve, ada: tasks.page(db, eve.user_id, PageQuery(count="exact", sort="updated_at")),
     "open ones": lambda db, eve, ada: tasks.page(db, eve.user_id, PageQuery(is_completed=False)),
     "search": lambda db, eve, ada: tasks.page(db, eve.user_id, PageQuery(q="secret")),
-    "update": lambda db, eve, ada: tasks.update(
-        db, eve.user_id, ada.task_id, TaskUpdate(title="Eve was here")
-    ),
+    "update": lambda db, eve, ada: tasks.update(db, eve, ada.task_id, TaskUpdate(title="Eve was here")),
     "update this version": lambda db, eve, ada: tasks.update(
-        db, eve.user_id, ada.task_id, TaskUpdate(title="Eve was here"), if_match=ada.etag
+        db, eve, ada.task_id, TaskUpdate(title="Eve was here"), if_match=ada.etag
     ),
     "put this version": lambda db, eve, ada: tasks.put(
         db, eve, ada.task_id, TaskPut(title="Eve was here"), if_match=ada.etag
     ),
     "put": lambda db, eve, ada: tasks.put(db, eve, ada.task_id, TaskPut(title="Eve was here")),
-    "delete": lambda db, eve, ada: tasks.delete(db, eve.user_id, ada.task_id),
-    "delete this version": lambda db, eve, ada: tasks.delete(db, eve.user_id, ada.task_id, if_match=ada.etag),
+    "delete": lambda db, eve, ada: tasks.delete(db, eve, ada.task_id),
+    "delete this version": lambda db, eve, ada: tasks.delete(db, eve, ada.task_id, if_match=ada.etag),
     "batch": lambda db, eve, ada: _batch(
         db, eve, ada, {"op": "update", "id": ada.task_id, "task": {"title": "Eve was here"}}
     ),
@@ -351,13 +349,13 @@ async def every_form(db: Database, eve: Known, ada: Ada) -> None:
         assert (await tasks.read(db, eve.user_id, task_id)).etag == made.etag
         assert str(task_id) in (await tasks.page(db, eve.user_id)).items
         assert (await tasks.page(db, eve.user_id, PageQuery(count="exact"))).count == 2
-        changed = await tasks.update(db, eve.user_id, task_id, TaskUpdate(title="c"))
-        matched = await tasks.update(db, eve.user_id, task_id, TaskUpdate(title="d"), if_match=changed.etag)
+        changed = await tasks.update(db, eve, task_id, TaskUpdate(title="c"))
+        matched = await tasks.update(db, eve, task_id, TaskUpdate(title="d"), if_match=changed.etag)
         replaced = await tasks.put(db, eve, task_id, TaskPut(title="e"), if_match=matched.etag)
         assert not (await tasks.put(db, eve, task_id, TaskPut(title="f"))).created
         with pytest.raises(PreconditionFailed):
-            await tasks.delete(db, eve.user_id, task_id, if_match=replaced.etag)
-        await tasks.delete(db, eve.user_id, task_id)
+            await tasks.delete(db, eve, task_id, if_match=replaced.etag)
+        await tasks.delete(db, eve, task_id)
         with pytest.raises(NotFound):
             await tasks.read(db, eve.user_id, ada.task_id)
 
@@ -463,7 +461,8 @@ def literal(value: Any) -> str:
 def each_statement(eve: Known, ada: Ada) -> Iterator[tuple[Statement, dict[str, Any]]]:
     """The statements of the services, with values for whatever they bind."""
     values: dict[str, Any] = {
-        "owner": eve.user_id, "email": eve.email, "id": ada.task_id, "title": "x", "description": None,
+        "owner": eve.user_id, "epoch": eve.epoch, "email": eve.email, "id": ada.task_id, "title": "x",
+        "description": None,
         "is_completed": False, "describe": False, "if_match": ada.etag, "key": "k", "request_hash": b"x" * 32,
         "limit": 50, "kept_for": timedelta(hours=1),
     }  # fmt: skip

@@ -64,11 +64,11 @@ async def test_l3_six_hot_statements_a_hundred_at_once_meet_no_error(settings: C
             made = await tasks.create(database, tasks.Known(owner), TaskCreate(title=f"task {number}"))
             task = json.loads(made.body)
             assert (await tasks.read(database, owner, made.task_id)).body == made.body
-            await tasks.update(database, owner, task["id"], TaskUpdate(is_completed=True))
+            await tasks.update(database, tasks.Known(owner), task["id"], TaskUpdate(is_completed=True))
             (listed,) = json.loads((await tasks.page(database, owner)).items)
             assert (listed["id"], listed["is_completed"], listed["version"]) == (task["id"], True, 2)
             if number % 2:
-                await tasks.delete(database, owner, task["id"])
+                await tasks.delete(database, tasks.Known(owner), task["id"])
                 assert (await tasks.page(database, owner)).items == "[]"
 
         await asyncio.gather(*(life(number) for number in range(100)))

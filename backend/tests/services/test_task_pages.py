@@ -146,7 +146,7 @@ async def test_what_comes_and_goes_moves_nothing_to_another_page(either: Databas
                 break
             await create(either, ada)
             if goes:
-                await tasks.delete(either, ada.user_id, goes.pop())
+                await tasks.delete(either, ada, goes.pop())
             query = PageQuery(limit=3, descending=descending, after=page.last)
             assert len(seen) < 200
         assert stays <= set(seen)

@@ -60,8 +60,8 @@ async def test_what_was_read_and_not_written_makes_no_account(either: Database, 
     assert await listed(either, ada) == []
     for attempt in (
         tasks.read(either, ada.user_id, uuid4()),
-        tasks.update(either, ada.user_id, uuid4(), TaskUpdate(title="a")),
-        tasks.delete(either, ada.user_id, uuid4()),
+        tasks.update(either, ada, uuid4(), TaskUpdate(title="a")),
+        tasks.delete(either, ada, uuid4()),
     ):
         with pytest.raises(NotFound):
             await attempt
@@ -82,10 +82,10 @@ async def test_a_deleted_users_writes_are_refused_and_make_nobody(
         tasks.put(either, ada, task.id, TaskPut(title="a")),
         tasks.put(either, ada, task.id, TaskPut(title="a"), only_new=True),
         tasks.put(either, ada, task.id, TaskPut(title="a"), if_match=ANY_VERSION),
-        tasks.update(either, ada.user_id, task.id, TaskUpdate(title="a")),
-        tasks.update(either, ada.user_id, task.id, TaskUpdate(title="a"), if_match=ANY_VERSION),
-        tasks.delete(either, ada.user_id, task.id),
-        tasks.delete(either, ada.user_id, task.id, if_match=ANY_VERSION),
+        tasks.update(either, ada, task.id, TaskUpdate(title="a")),
+        tasks.update(either, ada, task.id, TaskUpdate(title="a"), if_match=ANY_VERSION),
+        tasks.delete(either, ada, task.id),
+        tasks.delete(either, ada, task.id, if_match=ANY_VERSION),
     ):
         with pytest.raises(Unauthenticated):
             await attempt
@@ -111,10 +111,10 @@ async def test_an_update_of_nothing_makes_no_new_version(either: Database) -> No
     ada = somebody()
     made = await tasks.create(either, ada, TaskCreate(title="a"))
     for if_match in (None, ANY_VERSION, made.etag):
-        same = await tasks.update(either, ada.user_id, made.task_id, TaskUpdate(), if_match=if_match)
+        same = await tasks.update(either, ada, made.task_id, TaskUpdate(), if_match=if_match)
         assert same == (made.body, made.etag)
     with pytest.raises(PreconditionFailed):
-        await tasks.update(either, ada.user_id, made.task_id, TaskUpdate(), if_match="1-0")
+        await tasks.update(either, ada, made.task_id, TaskUpdate(), if_match="1-0")
     with pytest.raises(NotFound):
         await update(either, ada, uuid4())
 
@@ -122,10 +122,11 @@ async def test_an_update_of_nothing_makes_no_new_version(either: Database) -> No
 async def test_a_deleted_task_is_gone(either: Database) -> None:
     ada = somebody()
     task = await create(either, ada)
-    await tasks.delete(either, ada.user_id, task.id)
-    for attempt in (tasks.read, tasks.delete):
-        with pytest.raises(NotFound):
-            await attempt(either, ada.user_id, task.id)
+    await tasks.delete(either, ada, task.id)
+    with pytest.raises(NotFound):
+        await tasks.read(either, ada.user_id, task.id)
+    with pytest.raises(NotFound):
+        await tasks.delete(either, ada, task.id)
 
 
 async def test_a4_another_owners_task_is_as_if_it_were_not(either: Database) -> None:
@@ -136,11 +137,11 @@ async def test_a4_another_owners_task_is_as_if_it_were_not(either: Database) -> 
     for task_id in (made.task_id, uuid4()):
         for attempt in (
             tasks.read(either, bob.user_id, task_id),
-            tasks.update(either, bob.user_id, task_id, TaskUpdate(title="mine")),
-            tasks.update(either, bob.user_id, task_id, TaskUpdate(title="mine"), if_match=made.etag),
-            tasks.update(either, bob.user_id, task_id, TaskUpdate()),
-            tasks.delete(either, bob.user_id, task_id),
-            tasks.delete(either, bob.user_id, task_id, if_match=made.etag),
+            tasks.update(either, bob, task_id, TaskUpdate(title="mine")),
+            tasks.update(either, bob, task_id, TaskUpdate(title="mine"), if_match=made.etag),
+            tasks.update(either, bob, task_id, TaskUpdate()),
+            tasks.delete(either, bob, task_id),
+            tasks.delete(either, bob, task_id, if_match=made.etag),
         ):
             with pytest.raises(NotFound) as caught:
                 await attempt
@@ -195,10 +196,10 @@ async def test_a_put_minds_its_conditions(either: Database) -> None:
 async def test_a_changed_and_a_missing_task_are_told_apart(either: Database) -> None:
     ada = somebody()
     made = await tasks.create(either, ada, TaskCreate(title="a"))
-    now = await tasks.update(either, ada.user_id, made.task_id, TaskUpdate(title="b"), if_match=made.etag)
+    now = await tasks.update(either, ada, made.task_id, TaskUpdate(title="b"), if_match=made.etag)
     for act in (
-        lambda task_id, tag: tasks.update(either, ada.user_id, task_id, TaskUpdate(title="c"), if_match=tag),
-        lambda task_id, tag: tasks.delete(either, ada.user_id, task_id, if_match=tag),
+        lambda task_id, tag: tasks.update(either, ada, task_id, TaskUpdate(title="c"), if_match=tag),
+        lambda task_id, tag: tasks.delete(either, ada, task_id, if_match=tag),
     ):
         with pytest.raises(PreconditionFailed):
             await act(made.task_id, made.etag)
@@ -206,7 +207,7 @@ async def test_a_changed_and_a_missing_task_are_told_apart(either: Database) -> 
             with pytest.raises(NotFound):
                 await act(uuid4(), if_match)
     assert await tasks.read(either, ada.user_id, made.task_id) == now
-    await tasks.delete(either, ada.user_id, made.task_id, if_match=now.etag)
+    await tasks.delete(either, ada, made.task_id, if_match=now.etag)
     assert await listed(either, ada) == []
 
 
@@ -216,7 +217,7 @@ async def test_an_etag_never_stands_for_another_content(either: Database) -> Non
     for round_number in range(5):
         for title in ("a", "b"):
             seen.add((await tasks.put(either, ada, task_id, TaskPut(title=f"{title}{round_number}"))).etag)
-        await tasks.delete(either, ada.user_id, task_id)
+        await tasks.delete(either, ada, task_id)
     assert len(seen) == 10
 
 
@@ -232,11 +233,11 @@ async def test_an_import_brings_no_etag_back_for_another_content(either: Databas
         "created_at": "2026-01-01T00:00:00Z",
     }
     for field, value in changes.items():
-        await tasks.delete(either, ada.user_id, made.task_id)
+        await tasks.delete(either, ada, made.task_id)
         await tasks.load(either, ada, io.BytesIO(json.dumps(line | {field: value}).encode()))
         seen.add((await tasks.read(either, ada.user_id, made.task_id)).etag)
     assert len(seen) == 1 + len(changes)
-    await tasks.delete(either, ada.user_id, made.task_id)
+    await tasks.delete(either, ada, made.task_id)
     await tasks.load(either, ada, io.BytesIO(made.body.encode()))
     assert await tasks.read(either, ada.user_id, made.task_id) == (made.body, made.etag)
 
@@ -251,7 +252,7 @@ async def test_a_repeat_is_given_the_stored_answer_and_writes_nothing(either: Da
     await update(either, ada, first.task_id, title="b")
     again = await tasks.create(either, ada, TaskCreate(title="a", description="d"), idempotency=a_key())
     assert again == first._replace(replayed=True)
-    await tasks.delete(either, ada.user_id, first.task_id)
+    await tasks.delete(either, ada, first.task_id)
     assert await tasks.create(either, ada, TaskCreate(title="a"), idempotency=a_key()) == again
     assert await listed(either, ada) == []
 
@@ -349,18 +350,20 @@ async def test_everything_is_one_round_trip(counted: tuple[Proxy, str]) -> None:
             await spend("replay", tasks.create(database, ada, new, idempotency=a_key()))
             made = await spend("put", tasks.put(database, ada, task_id, TaskPut(title="a")))
             await spend("read", tasks.read(database, one, task_id))
-            now = await spend("update", tasks.update(database, one, task_id, TaskUpdate(title="b")))
+            now = await spend("update", tasks.update(database, Known(one), task_id, TaskUpdate(title="b")))
             assert made.etag != now.etag
-            change = tasks.update(database, one, task_id, TaskUpdate(title="c"), if_match=now.etag)
+            change = tasks.update(database, Known(one), task_id, TaskUpdate(title="c"), if_match=now.etag)
             now = await spend("update matched", change)
-            await spend("nothing", tasks.update(database, one, task_id, TaskUpdate(), if_match=now.etag))
+            await spend(
+                "nothing", tasks.update(database, Known(one), task_id, TaskUpdate(), if_match=now.etag)
+            )
             put = tasks.put(database, ada, task_id, TaskPut(title="c"), if_match=now.etag)
             now = await spend("put matched", put)
             await spend("page", tasks.page(database, one))
             await spend("search", tasks.page(database, one, PageQuery(q="a", count="exact")))
-            await spend("delete matched", tasks.delete(database, one, task_id, if_match=now.etag))
+            await spend("delete matched", tasks.delete(database, Known(one), task_id, if_match=now.etag))
             await spend("put new", tasks.put(database, ada, task_id, TaskPut(title="a"), only_new=True))
-            await spend("delete", tasks.delete(database, one, task_id))
+            await spend("delete", tasks.delete(database, Known(one), task_id))
             return spent
 
         await everything()  # connects, and prepares each statement

@@ -118,9 +118,7 @@ async def test_x3_of_fifty_with_one_version_one_wins_and_the_others_are_told(cro
         made = await tasks.create(crowd, ada, TaskCreate(title="a"))
         given = await at_once(
             *(
-                tasks.update(
-                    crowd, ada.user_id, made.task_id, TaskUpdate(title=str(number)), if_match=made.etag
-                )
+                tasks.update(crowd, ada, made.task_id, TaskUpdate(title=str(number)), if_match=made.etag)
                 if number % 3
                 else tasks.put(crowd, ada, made.task_id, TaskPut(title=str(number)), if_match=made.etag)
                 for number in range(50)
@@ -139,7 +137,7 @@ async def test_x3_of_fifty_deletions_of_one_version_one_wins_and_the_others_find
     for _ in range(6):
         made = await tasks.create(crowd, ada, TaskCreate(title="a"))
         given = await at_once(
-            *(tasks.delete(crowd, ada.user_id, made.task_id, if_match=made.etag) for _ in range(50))
+            *(tasks.delete(crowd, ada, made.task_id, if_match=made.etag) for _ in range(50))
         )
         assert Counter(given) == {None: 1, NotFound: 49}
 
@@ -151,9 +149,9 @@ async def test_x3_updates_that_lose_to_a_deletion_find_nothing(crowd: Database) 
         made = await tasks.create(crowd, ada, TaskCreate(title="a"))
         given = await at_once(
             *(
-                tasks.delete(crowd, ada.user_id, made.task_id)
+                tasks.delete(crowd, ada, made.task_id)
                 if number == 10
-                else tasks.update(crowd, ada.user_id, made.task_id, TaskUpdate(title="b"), if_match=made.etag)
+                else tasks.update(crowd, ada, made.task_id, TaskUpdate(title="b"), if_match=made.etag)
                 for number in range(40)
             )
         )
@@ -162,7 +160,7 @@ async def test_x3_updates_that_lose_to_a_deletion_find_nothing(crowd: Database) 
         assert sum(answer not in (PreconditionFailed, NotFound) for answer in changes) <= 1
         # Whoever comes after the deletion is told so, and never that the task is of another version.
         after = await outcome(
-            tasks.update(crowd, ada.user_id, made.task_id, TaskUpdate(title="c"), if_match=made.etag)
+            tasks.update(crowd, ada, made.task_id, TaskUpdate(title="c"), if_match=made.etag)
         )
         assert after is NotFound
 
@@ -171,7 +169,7 @@ async def test_updates_at_once_each_make_a_version(crowd: Database) -> None:
     ada = somebody()
     made = await tasks.create(crowd, ada, TaskCreate(title="a"))
     given = await at_once(
-        *(tasks.update(crowd, ada.user_id, made.task_id, TaskUpdate(title=str(n))) for n in range(50))
+        *(tasks.update(crowd, ada, made.task_id, TaskUpdate(title=str(n))) for n in range(50))
     )
     assert sorted(shown(answer.body).version for answer in given) == list(range(2, 52))
     assert len({answer.etag for answer in given}) == 50
@@ -198,7 +196,7 @@ async def test_puts_and_deletions_at_once_leave_no_answer_empty(crowd: Database)
         ada, task_id = somebody(), uuid4()
         given = await at_once(
             *(
-                tasks.delete(crowd, ada.user_id, task_id)
+                tasks.delete(crowd, ada, task_id)
                 if number % 3 == 0
                 else tasks.put(crowd, ada, task_id, TaskPut(title=str(number)))
                 for number in range(60)
@@ -283,9 +281,9 @@ async def test_d9_a_lock_held_by_another_is_waited_for_within_its_bound(
         async with database.transaction() as holder:
             await holder.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", made.task_id)
             for attempt in (
-                tasks.update(impatient, ada.user_id, made.task_id, TaskUpdate(title="b")),
-                tasks.update(impatient, ada.user_id, made.task_id, TaskUpdate(title="b"), if_match=made.etag),
-                tasks.delete(impatient, ada.user_id, made.task_id),
+                tasks.update(impatient, ada, made.task_id, TaskUpdate(title="b")),
+                tasks.update(impatient, ada, made.task_id, TaskUpdate(title="b"), if_match=made.etag),
+                tasks.delete(impatient, ada, made.task_id),
                 tasks.put(impatient, ada, made.task_id, TaskPut(title="b")),
                 tasks.batch(impatient, ada, operations({"op": "delete", "id": made.task_id})),
             ):

@@ -172,9 +172,11 @@ async def take_one(database: Database, model: Model, step: Step) -> None:
     if step["do"] == "put":
         attempt = tasks.put(database, model.author, task_id, TaskPut(**step["task"]), if_match=if_match)
     elif step["do"] == "update":
-        attempt = tasks.update(database, owner, task_id, TaskUpdate(**step["task"]), if_match=if_match)
+        attempt = tasks.update(
+            database, tasks.Known(owner), task_id, TaskUpdate(**step["task"]), if_match=if_match
+        )
     elif step["do"] == "delete":
-        attempt = tasks.delete(database, owner, task_id, if_match=if_match)
+        attempt = tasks.delete(database, tasks.Known(owner), task_id, if_match=if_match)
     else:
         attempt = tasks.read(database, owner, task_id)
     if refused is not None:

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import pytest
 
-from src.errors import Conflict, Invalid, NotFound
+from src.errors import Conflict, Invalid, NotFound, Unauthenticated
 from src.models import TaskCreate, UserCreate, UserRead
 from src.services import tasks, users
 from src.services.database import Database
+from src.services.ownership import Known
 
 
 async def create(database: Database, email: str) -> UserRead:
@@ -71,13 +72,13 @@ async def test_a_deleted_user_is_gone_with_all_tasks(database: Database) -> None
     ada, bob = await create(database, "ada@example.com"), await create(database, "bob@example.com")
     for owner in (ada, bob):
         await tasks.create(database, tasks.Known(owner.id), TaskCreate(title="a"))
-    await users.delete(database, ada.id)
+    await users.delete(database, Known(ada.id))
     with pytest.raises(NotFound):
         await users.read(database, ada.id)
     assert (await tasks.page(database, ada.id)).items == "[]"
     assert len(json.loads((await tasks.page(database, bob.id)).items)) == 1
-    with pytest.raises(NotFound):
-        await users.delete(database, ada.id)
+    with pytest.raises(Unauthenticated, match="deleted"):
+        await users.delete(database, Known(ada.id))
 
 
 async def test_an_unknown_user_is_not_found(database: Database) -> None:
