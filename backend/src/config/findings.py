@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,25 @@ def explain(detail: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> list[
         case _:
             problem = "is not a usable value."
     return [Fault(name.upper(), problem, remedy)]
+
+
+_OTHER_NAMES = (
+    "POSTGRES_URL", "POSTGRESQL_URL", "POSTGRES_PRISMA_URL", "DATABASE_URI", "DB_URL", "PG_URL", "NEON_DATABASE_URL",
+    "SQLALCHEMY_DATABASE_URL", "SQLALCHEMY_DATABASE_URI",
+)  # fmt: skip
+
+
+def missing_database(names: Iterable[str], env_file: Path) -> Fault:
+    """That there is no DATABASE_URL, with a hint at the one of `names` that was meant to be it."""
+    remedy = (
+        f"Put DATABASE_URL into the environment or {env_file} (see .env.example), or start a private PostgreSQL by "
+        "`make run`."
+    )
+    set_names = sorted(name for name in names if name.isascii() and name.isprintable())
+    close = get_close_matches("DATABASE_URL", [name.upper() for name in set_names], n=1, cutoff=0.8)
+    close = close or [name for name in _OTHER_NAMES if name in set_names]
+    hint = f" {close[0]} is set: did you mean DATABASE_URL?" if close else ""
+    return Fault("DATABASE_URL", f"is not set.{hint}", remedy)
 
 
 def _networks(value: object) -> object:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +25,9 @@ from pydantic_settings import (
 )
 
 from ..errors import ConfigurationError, Fault
+from . import accounts
 from .database import ConnectionSettings, PoolerSetting, parse
-from .findings import TrustedProxies, as_text, explain, file_problem
+from .findings import TrustedProxies, as_text, explain, file_problem, missing_database
 from .identity import (
     AuthIssuers,
     AuthLeeway,
@@ -177,6 +177,18 @@ class Settings(BaseSettings):
     auth_own_issuer: AuthOwnIssuer = "groundwork"
     auth_leeway_seconds: AuthLeeway = 30.0
     signing_keys: SigningKeysSecretStr = None
+    sign_up: accounts.SignUp = "auto"
+    access_token_seconds: accounts.AccessTokenSeconds = 300
+    session_idle_days: accounts.SessionIdleDays = 30
+    session_max_days: accounts.SessionMaxDays = 365
+    password_hash_memory_kib: accounts.PasswordHashMemoryKib = 19456
+    password_hash_passes: accounts.PasswordHashPasses = 2
+    password_hash_threads: accounts.PasswordHashThreads = 1
+    password_hash_queue: accounts.PasswordHashQueue = 64
+    login_rate_limit: accounts.LoginRateLimit = "5/minute;30/hour"
+    login_address_rate_limit: accounts.LoginAddressRateLimit = "60/minute;600/hour"
+    sign_up_rate_limit: accounts.SignUpRateLimit = "30/hour;100/day"
+    refresh_rate_limit: accounts.RefreshRateLimit = "600/minute"
     drain_grace_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -278,7 +290,7 @@ def load_settings(**overrides: Any) -> Settings:
 def require_database(settings: Settings) -> ConnectionSettings:
     """The database to use. Raises `ConfigurationError` when none is given, with a hint at a name mistyped."""
     if settings.database_url is None:
-        raise ConfigurationError([_missing()])
+        raise ConfigurationError([missing_database(_names(), ENV_FILE)])
     return parse(settings.database_url.get_secret_value(), pooler=settings.database_pooler)
 
 
@@ -359,26 +371,10 @@ def _certificate_faults(settings: Settings) -> list[Fault]:
     return faults
 
 
-_OTHER_NAMES = (
-    "POSTGRES_URL", "POSTGRESQL_URL", "POSTGRES_PRISMA_URL", "DATABASE_URI", "DB_URL", "PG_URL", "NEON_DATABASE_URL",
-    "SQLALCHEMY_DATABASE_URL", "SQLALCHEMY_DATABASE_URI",
-)  # fmt: skip
-
-
-def _missing() -> Fault:
-    remedy = (
-        f"Put DATABASE_URL into the environment or {ENV_FILE} (see .env.example), or start a private PostgreSQL by "
-        "`make run`."
-    )
-    names = set(os.environ) | (
-        set(dotenv_values(ENV_FILE, interpolate=False)) if ENV_FILE.is_file() else set()
-    )
-    names -= {name.upper() for name in Settings.model_fields}
-    set_names = sorted(name for name in names if name.isascii() and name.isprintable())
-    close = get_close_matches("DATABASE_URL", [name.upper() for name in set_names], n=1, cutoff=0.8)
-    close = close or [name for name in _OTHER_NAMES if name in set_names]
-    hint = f" {close[0]} is set: did you mean DATABASE_URL?" if close else ""
-    return Fault("DATABASE_URL", f"is not set.{hint}", remedy)
+def _names() -> set[str]:
+    """Every name that stands in the environment or `.env` and is no setting of ours."""
+    there = set(dotenv_values(ENV_FILE, interpolate=False)) if ENV_FILE.is_file() else set()
+    return (set(os.environ) | there) - {name.upper() for name in Settings.model_fields}
 
 
 def _origins(given: Mapping[str, Any], secrets_dir: Path | None) -> dict[str, str]:
