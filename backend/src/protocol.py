@@ -1,26 +1,32 @@
 """HTTP as it comes off the wire: uvicorn's httptools protocol, with bounds and with problems for answers.
 
-What never becomes a request (a broken request line, two lengths, no Host, a head without end) is answered here, as
-`application/problem+json` like everything else. Any uvicorn can be told to use it:
-`uvicorn src.main:app --http src.protocol:HttpProtocol`. Without it uvicorn answers such input with a text/plain 400
-and bounds no head.
+What never becomes a request (a broken request line, two lengths, no Host, a head without end, one that takes for
+ever) is answered here, as `application/problem+json` like everything else. Any uvicorn can be told to use it:
+`uvicorn src.main:app --http src.protocol:HttpProtocol`. Without it uvicorn answers such input with a text/plain 400,
+bounds no head, and waits for slow clients without end.
 """
 
 from __future__ import annotations
 
+import asyncio
+import enum
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .api import problems
 from .config.logging import get_logger
-from .errors import RequestError
+from .deadlines import Bounds, Watch
+from .errors import RequestError, TooManyRequests
 
 MAX_HEAD_BYTES = 32 * 1024
 """The target, the headers and what stands between them."""
 MAX_HEADERS = 100
+MAX_PIPELINED = 64
+"""Requests that may wait on one connection for the answers to those before them."""
 _VERSIONS = ("1.1", "1.0")
 # A socket that is closed over unread input is reset, and the reset may overtake the answer: read on for a while.
 _LINGER_SECONDS = 1.0
@@ -33,8 +39,16 @@ class Refusal(Exception):
     """Ends parsing from within one of its callbacks."""
 
 
+class Awaits(enum.Enum):
+    """What a connection still has to receive of the request that it is reading."""
+
+    NOTHING = 0
+    HEAD = 1
+    BODY = 2
+
+
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. Refuses a head over its bounds with 431 and whatever is not HTTP with 400.
+    """One connection. Refuses a head over its bounds with 431, whatever is not HTTP with 400, and who is slow with 408.
 
     Requests that came before a refused one are answered first; then the connection ends.
     """
@@ -42,12 +56,26 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_bytes = 0
-        self._in_head = False
+        self._awaits = Awaits.NOTHING
         self._unframed_bytes = 0
         self._refusal: RequestError | None = None
         self._refused = False
         self._owed: bytes | None = None
         self._discarded_bytes = 0
+        self._watch = _watch_of(self)
+        self._received = 0
+        self._since = 0.0
+        # The time and the bytes at which the body's present stretch began.
+        self._stretch: tuple[float, int] | None = None
+        # Bytes that the client has not taken, since when it took none, and by when a finished answer has to be gone.
+        self._unsent = 0
+        self._untouched_since = 0.0
+        self._gone_by: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._since = self.loop.time()
+        self._watch.begin(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -55,7 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._discarded_bytes > _LINGER_BYTES:
                 self.transport.close()
             return
-        self._unset_keepalive_if_required()
+        self._received += len(data)
         self._unframed_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -70,19 +98,104 @@ class HttpProtocol(HttpToolsProtocol):
             if self._unframed_bytes > MAX_HEAD_BYTES:
                 self._refuse(problems.HeadersTooLarge())
 
+    # How long the client takes
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when we wait for the rest of a head, or for anything at all; None while there is a request."""
+        if self._awaits is Awaits.BODY or self.transport.is_closing():
+            return None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return None
+        return self._untouched_since if self._unsent else self._since
+
+    def look(self, now: float) -> None:
+        """Ends the connection when its client is late. Nobody waits for what we ourselves hold up."""
+        if self._leaves_its_answers(now):
+            self.cut("stalled")
+        elif self._refused or self.transport.is_closing():
+            return
+        elif self.flow.read_paused:
+            self._since, self._stretch = now, None
+        elif self._awaits is Awaits.HEAD:
+            if now - self._since > self._watch.bounds.head_seconds:
+                self._watch.count("slow-head")
+                self._refuse(problems.TooSlow())
+        elif self._awaits is Awaits.BODY:
+            if self._sends_too_slowly(now):
+                self._watch.count("slow-body")
+                self._refuse(problems.TooSlow())
+        elif self._unsent:
+            self._since = now
+        elif self.cycle is None:
+            if now - self._since > self._watch.bounds.head_seconds:
+                self.cut("silent")
+        elif self.cycle.response_complete and now - self._since > self._watch.bounds.keep_alive_seconds:
+            # Without a word: it would be taken for the answer to a request that is on its way (RFC 9110, 15.5.9).
+            self.cut("idle")
+
+    def _sends_too_slowly(self, now: float) -> bool:
+        """Whether a stretch of time has ended in which too little of the body came."""
+        bounds = self._watch.bounds
+        if self._stretch is None or self.cycle.waiting_for_100_continue:
+            self._stretch = now, self._received
+            return False
+        began, received = self._stretch
+        if now - began < bounds.body_seconds:
+            return False
+        self._stretch = now, self._received
+        return self._received - received < bounds.bytes_per_second * bounds.body_seconds
+
+    def _leaves_its_answers(self, now: float) -> bool:
+        """Whether nothing of an answer was taken for long, or a finished one leaves too slowly."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent:
+            self._unsent, self._gone_by = 0, None
+            return False
+        if not self._unsent or unsent < self._unsent:
+            self._untouched_since = now
+        self._unsent = unsent
+        bounds = self._watch.bounds
+        if self.cycle is None or self.cycle.response_complete:
+            if self._gone_by is None:
+                self._gone_by = now + bounds.stall_seconds + unsent / bounds.bytes_per_second
+            if now > self._gone_by:
+                return True
+        return now - self._untouched_since > bounds.stall_seconds
+
+    def resume_writing(self) -> None:
+        # The client has taken most of what there was, and more may be written before anybody looks again.
+        self._unsent = 0
+        super().resume_writing()
+
+    def excuse(self, seconds: float) -> None:
+        """Does not count a time in which nothing was read or sent because we did not get to it."""
+        self._since += seconds
+        self._untouched_since += seconds
+        self._stretch = None
+
+    def cut(self, reason: str) -> None:
+        self._watch.count(reason)
+        if self._unsent:
+            # Closing would wait until the rest is taken.
+            self.transport.abort()
+        else:
+            self.transport.close()
+
     # What the parser says
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        self._in_head = True
+        self._awaits = Awaits.HEAD
+        self._since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
+        if self._awaits is not Awaits.HEAD:
             # A trailer. It comes after the request was handed on, so it may not become one of its headers.
             return
         super().on_header(name, value)
@@ -95,7 +208,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise Refusal
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._awaits = Awaits.BODY
+        self._stretch = None
         self._unframed_bytes = 0
         version = self.parser.get_http_version()
         hosts = sum(name == b"host" for name, _ in self.headers)
@@ -106,6 +220,9 @@ class HttpProtocol(HttpToolsProtocol):
         faulty = faulty or (bool(codings) and codings != [b"chunked"])
         if faulty or version not in _VERSIONS:
             raise Refusal
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refusal = TooManyRequests("pipeline-full", "Too many requests wait on this connection.")
+            raise Refusal
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -114,6 +231,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
+        self._awaits = Awaits.NOTHING
         super().on_message_complete()
 
     # What is answered
@@ -138,9 +256,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._pay()
 
     def on_response_complete(self) -> None:
+        """Starts the next request that waits. Unlike uvicorn's it sets no timer, and reads on when none waits."""
         if self._owed is not None and not self.pipeline:
             self._pay()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline:
+            self.flow.resume_reading()
+        if self._awaits is Awaits.NOTHING:
+            self._since = self.loop.time()
 
     def _pay(self) -> None:
         if self.transport.is_closing():
@@ -168,8 +295,7 @@ class HttpProtocol(HttpToolsProtocol):
             b"%b: %b\r\n" % pair for pair in self.server_state.default_headers if pair[0] != b"connection"
         ]
         said += [f"{name}: {value}\r\n".encode("ascii") for name, value in headers.items()]
-        metrics = getattr(getattr(self.config.app, "state", None), "metrics", None)
-        if metrics is not None:
+        if (metrics := self._watch.metrics) is not None:
             metrics.request("OTHER", "unmatched", error.status, 0.0)
         log.info(
             "request",
@@ -181,3 +307,18 @@ class HttpProtocol(HttpToolsProtocol):
             request_id=request_id,
         )
         return b"".join((STATUS_LINE[error.status], *said, b"\r\n", body))
+
+
+def _watch_of(connection: HttpProtocol) -> Watch:
+    """The one watch of a server's connections, made with the first of them."""
+    kept = vars(connection.server_state)
+    if "watch" not in kept:
+        app: Any = connection.app
+        while not hasattr(app, "state") and hasattr(app, "app"):
+            app = app.app  # uvicorn's own wrappers
+        state = getattr(app, "state", None)
+        settings = getattr(state, "settings", None)
+        bounds = Bounds() if settings is None else Bounds.of(settings)
+        connections = cast(Iterable[HttpProtocol], connection.connections)
+        kept["watch"] = Watch(connections, bounds, getattr(state, "metrics", None))
+    return cast(Watch, kept["watch"])

@@ -46,6 +46,16 @@ class MethodNotAllowed(RequestError):
         self.allow = allow
 
 
+class TooSlow(RequestError):
+    status = 408
+    slug = "too-slow"
+    title = "The request did not arrive in time"
+    meaning = (
+        "Its headers took longer than REQUEST_HEAD_SECONDS, or its body came slower than MIN_BYTES_PER_SECOND. The "
+        "connection is closed; what had not arrived as a whole was not done."
+    )
+
+
 class TooLarge(RequestError):
     status = 413
     slug = "too-large"

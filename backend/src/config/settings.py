@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from ..errors import ConfigurationError, Fault
-from . import accounts
+from . import accounts, clients
 from .database import ConnectionSettings, PoolerSetting, parse
 from .findings import TrustedProxies, as_text, explain, file_problem, missing_database
 from .identity import (
@@ -189,18 +189,14 @@ class Settings(BaseSettings):
     login_address_rate_limit: accounts.LoginAddressRateLimit = "60/minute;600/hour"
     sign_up_rate_limit: accounts.SignUpRateLimit = "30/hour;100/day"
     refresh_rate_limit: accounts.RefreshRateLimit = "600/minute"
-    drain_grace_seconds: float = Field(
-        default=0.0,
-        ge=0,
-        le=300,
-        description="On SIGTERM: how long /readyz says not ready while requests are still accepted.",
-    )
-    shutdown_timeout_seconds: float = Field(
-        default=10.0,
-        ge=0,
-        le=3600,
-        description="How long requests under way may take to finish when stopping.",
-    )
+    request_head_seconds: clients.RequestHeadSeconds = 5.0
+    request_body_seconds: clients.RequestBodySeconds = 5.0
+    response_stall_seconds: clients.ResponseStallSeconds = 30.0
+    min_bytes_per_second: clients.MinBytesPerSecond = 1024
+    keep_alive_seconds: clients.KeepAliveSeconds = 5.0
+    max_connections: clients.MaxConnections = 4096
+    drain_grace_seconds: clients.DrainGraceSeconds = 0.0
+    shutdown_timeout_seconds: clients.ShutdownTimeoutSeconds = 10.0
     secrets_dir: Path | None = Field(
         default=None,
         description="A directory of files, each named like a setting and holding its value (as Docker secrets).",

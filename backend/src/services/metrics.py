@@ -116,6 +116,12 @@ class Metrics:
             buckets=CHECK_BUCKETS,
             registry=registry,
         )
+        self._cut = Counter(
+            "groundwork_connections_cut_total",
+            "Connections of clients that were ended by a bound, by which.",
+            ("reason",),
+            registry=registry,
+        )
         self._lag_seconds = Histogram(
             "groundwork_event_loop_lag_seconds",
             "Seconds by which the event loop woke late, sampled twice a second.",
@@ -186,6 +192,10 @@ class Metrics:
             self._request_children[key] = children
         children[0].inc()
         children[1].observe(seconds)
+
+    def cut(self, reason: str) -> None:
+        """Counts a client's connection that was ended; `reason` is one of few words."""
+        self._cut.labels(reason).inc()
 
     @contextmanager
     def checking(self, check: str) -> Iterator[Callable[[str], None]]:
