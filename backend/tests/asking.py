@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from uuid import uuid4
 import httpx
 from fastapi import FastAPI
 
+from processes import copy_program
 from src.api import problems
 from src.services.signing import SigningKeys
 
@@ -149,7 +149,7 @@ def served(**settings: str) -> Iterator[Served]:
     """`python -m src serve` with these settings and no others, from a copy of the code that has no .env."""
     with tempfile.TemporaryDirectory(prefix="groundwork-served-") as directory:
         root = Path(directory)
-        shutil.copytree(BACKEND / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        copy_program(root)
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "SIGNING_KEYS") if name in os.environ}
         with (root / "log").open("w") as log:
             process = subprocess.Popen(

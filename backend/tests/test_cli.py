@@ -7,7 +7,6 @@ import base64
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import pytest
 
 from clusters import Proxy, at
 from conftest import open_directory
+from processes import copy_program
 from src import cli
 from src.services.embedded import EmbeddedPostgres, running_url
 
@@ -36,8 +36,7 @@ class Installation:
 
     def __init__(self, root: Path) -> None:
         self.backend = root / "a clone" / "backend"
-        shutil.copytree(BACKEND / "src", self.backend / "src", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(BACKEND / "verify_db.py", self.backend)
+        copy_program(self.backend)
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {

@@ -25,6 +25,7 @@ from dotenv import dotenv_values
 
 import bootstrap
 from conftest import open_directory
+from processes import copy_program
 from src.api.health import Health
 from src.api.reference import router as reference
 from src.cli import app
@@ -336,12 +337,11 @@ class Clone:
     def __init__(self, root: Path) -> None:
         self.root = root / "a clone"
         self.backend = self.root / "backend"
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "backend" / "src", self.backend / "src", ignore=ignored)
+        copy_program(self.backend)
         shutil.copytree(ROOT / "docs", self.root / "docs")
         shutil.copy(ROOT / "Makefile", self.root)
         requirements = [bootstrap.SERVICE, bootstrap.EMBEDDED]
-        for name in ("bootstrap.py", "verify_db.py", ".env.example", *requirements):
+        for name in ("bootstrap.py", ".env.example", *requirements):
             shutil.copy(ROOT / "backend" / name, self.backend)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.backend / ".venv"], check=True)
         (packages,) = self.backend.glob(".venv/lib/python3*/site-packages")

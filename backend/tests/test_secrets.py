@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import erring
 import leaks
 from conftest import open_directory
 from leaks import CANARY
+from processes import copy_program, descendants
 from src.services.embedded import EmbeddedPostgres
 
 BACKEND = Path(__file__).resolve().parents[1]
@@ -57,8 +57,7 @@ class Stage:
     def __init__(self, root: Path, server: EmbeddedPostgres) -> None:
         self.backend = root / "backend"
         self.server = server
-        shutil.copytree(BACKEND / "src", self.backend / "src")
-        shutil.copy(BACKEND / "verify_db.py", self.backend)
+        copy_program(self.backend)
         self.logs = root / "logs"
         self.logs.mkdir()
 
@@ -118,12 +117,10 @@ class Running:
 
     def look(self) -> None:
         """Note what `ps` shows of it and its descendants now."""
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.process.pid)
-            self._seen.update(process.children(recursive=True))
-            for each in [process, *self._seen]:
-                with contextlib.suppress(psutil.Error):
-                    self.command_lines.add("\0".join(each.cmdline()))
+        self._seen.update(descendants(self.process.pid))
+        for pid in [self.process.pid, *(process.pid for process in self._seen)]:
+            with contextlib.suppress(psutil.Error):
+                self.command_lines.add("\0".join(psutil.Process(pid).cmdline()))
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + SECONDS

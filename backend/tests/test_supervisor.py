@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 import pytest
 
+from processes import copy_program, descendants
 from src.services.embedded import running_url
 
 SCRIPT = Path(__file__).with_name("serving.py")
@@ -108,8 +109,7 @@ class Service:
 
     def children(self) -> list[psutil.Process]:
         """All that descends from the supervisor now; remembered, to be looked for afterwards."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._seen.update(psutil.Process(self.supervisor_pid).children(recursive=True))
+        self._seen.update(descendants(self.supervisor_pid))
         return [process for process in self._seen if alive(process)]
 
     def signal(self, number: int) -> None:
@@ -638,10 +638,9 @@ def test_a_changed_source_restarts_the_worker_and_a_broken_one_is_waited_out(
     service: Make, tmp_path: Path
 ) -> None:
     backend = tmp_path / "backend"
-    for name in ("src", "tests"):
-        shutil.copytree(
-            SCRIPT.parents[1] / name, backend / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    copy_program(backend)
+    (backend / "tests").mkdir()
+    shutil.copy(SCRIPT, backend / "tests")
     one = service(script=backend / "tests" / "serving.py", reload=True).start().serving()
     first = one.facts()["pid"]
     version = backend / "src" / "version.py"
