@@ -294,15 +294,15 @@ def pytest(selection, rest):
 
 
 def target_test(rest):
-    return pytest("not debian and not root and not neon", rest)
+    return pytest("not debian and not root and not slow and not neon", rest)
 
 
 def target_test_debian(rest):
     install_debian_packages()
     if os.geteuid() == 0:
-        return pytest("(debian or root) and not neon", rest)
+        return pytest("(debian or root or slow) and not neon", rest)
     say("Left out: the tests that fill a disk of their own, which only root may mount (marker `root`).")
-    return pytest("debian and not root and not neon", rest)
+    return pytest("(debian or slow) and not root and not neon", rest)
 
 
 def target_test_all(rest):

@@ -222,6 +222,10 @@ class Administrator:
     def execute(self, statement: str) -> None:
         self.run(self._connection.execute(statement))
 
+    def value(self, statement: str) -> Any:
+        """The first value of its first row."""
+        return self.run(self._connection.fetchval(statement))
+
     def close(self) -> None:
         self.run(self._connection.close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -11,6 +11,7 @@ import asyncpg
 
 from ..config.settings import load_settings, migration_connection, require_database
 from ..errors import ConfigurationError, Fault, GroundworkError
+from . import hosts
 from .examination import command
 from .faults import as_refusal, as_request_error, diagnose
 
@@ -116,9 +117,7 @@ async def connected(
     A service waits for its database; a person at a terminal wants to hear what is wrong.
     """
     try:
-        wire = await asyncpg.connect(
-            **connection.asyncpg_arguments(), statement_cache_size=0, timeout=timeout_seconds
-        )
+        wire, _ = await hosts.connect(connection, timeout_seconds, statement_cache_size=0)
         try:
             yield wire
         finally:

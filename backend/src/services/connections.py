@@ -21,6 +21,7 @@ import asyncpg
 
 from ..config.logging import get_logger
 from ..errors import ConfigurationError, Overloaded, Unavailable
+from . import hosts
 from .faults import Diagnosis, as_refusal, as_request_error, diagnose
 from .vitality import PoolObservation, Vitality
 
@@ -83,6 +84,7 @@ class Connections:
         self._healer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._last_exhaustion_log = float("-inf")
+        self._host = 0
         self._closing = False
 
     async def open(self, greet: Callable[[Connection], Awaitable[None]]) -> None:
@@ -295,6 +297,7 @@ class Connections:
 
     async def _reach(self, patience: float) -> None:
         """One attempt: connect, greet, and declare the outage over."""
+        _until.set(time.monotonic() + patience)
         async with asyncio.timeout(patience):
             if self._pool is None:
                 self._pool = await self._make_pool()
@@ -325,11 +328,10 @@ class Connections:
     async def _make_pool(self) -> asyncpg.Pool[Any]:
         if self.settings.pooler == "auto":
             self.pooler = await self._sound()
-        limits = self.limits
         return await asyncpg.create_pool(
             connect=self._open_connection,
             min_size=0,
-            max_size=limits.pool_size,
+            max_size=self.limits.pool_size,
             # Idle connections stay open until the server closes them: a scale-to-zero database does so itself.
             max_inactive_connection_lifetime=0,
             max_queries=10**9,
@@ -338,32 +340,30 @@ class Connections:
 
     async def _sound(self) -> Pooler:
         """Whether a pooler stands between: the process id the connection was given is then not the backend's."""
-        connection = await asyncpg.connect(
-            **self.settings.asyncpg_arguments(),
-            timeout=self.limits.connect_timeout_seconds,
-            statement_cache_size=0,
-        )
+        connection = await self._connect(statement_cache_size=0)
         try:
             backend = await connection.fetchval("SELECT pg_backend_pid()")
             return "none" if backend == connection.get_server_pid() else "transaction"
         finally:
             connection.terminate()
 
+    async def _connect(self, **arguments: Any) -> Connection:
+        left = max(min(self.limits.connect_timeout_seconds, _until.get() - time.monotonic()), 0.001)
+        connection, self._host = await hosts.connect(self.settings, left, begin=self._host, **arguments)
+        return connection
+
     async def _open_connection(self, *_: Any, **pool_arguments: Any) -> Connection:
-        arguments = self.settings.asyncpg_arguments()
         limits = self.limits
         if self.pooler == "none":
             # A pooler refuses these at start-up, so behind one the role's own settings have to do.
-            arguments["server_settings"] = {
+            pool_arguments["server_settings"] = {
                 "statement_timeout": str(round(limits.statement_timeout_seconds * 1000)),
                 "lock_timeout": str(round(limits.lock_timeout_seconds * 1000)),
                 "idle_in_transaction_session_timeout": "30000",
-                **arguments["server_settings"],
+                **self.settings.server_settings,
             }
-        arguments |= pool_arguments
-        connection: Connection = await asyncpg.connect(
-            **arguments,
-            timeout=max(min(limits.connect_timeout_seconds, _until.get() - time.monotonic()), 0.001),
+        connection = await self._connect(
+            **pool_arguments,
             command_timeout=limits.command_timeout_seconds,
             # Without tracking, a pooler hands us another backend, where our prepared statement does not exist.
             statement_cache_size=0 if self.pooler == "transaction" else 256,

@@ -27,12 +27,13 @@ from ..config.database import ConnectionSettings
 from ..errors import DatabaseRefused, GroundworkError, RequestError, Unavailable
 from ..migrations import catalogue
 from ..models import make_engine, metadata
-from . import faults
+from . import faults, hosts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 _DIRECTORY = Path(migrations.__file__).parent
+_CONNECT_SECONDS = 60.0
 
 # Alembic keeps the run under way in module globals (`alembic.context`, `alembic.op`), so one loop runs one at
 # a time, whatever the database.
@@ -251,9 +252,7 @@ def _gate() -> asyncio.Lock:
 async def _connect(settings: ConnectionSettings) -> asyncpg.Connection[Any]:
     # Nothing here runs often, and without named statements it is right behind any pooler, should that be all
     # there is.
-    connection: asyncpg.Connection[Any] = await asyncpg.connect(
-        **settings.asyncpg_arguments() | {"statement_cache_size": 0}
-    )
+    connection, _ = await hosts.connect(settings, _CONNECT_SECONDS, statement_cache_size=0)
     return connection
 
 

@@ -18,6 +18,7 @@ import asyncpg
 
 from ..config.settings import require_database
 from ..errors import ConfigurationError
+from . import hosts
 from .examination import Examination, Finding, command, failed, not_run, passed, warned
 from .faults import as_refusal, diagnose
 
@@ -271,9 +272,9 @@ def _issuer(certificate: dict[str, Any]) -> str:
 
 
 async def _connect(examination: Examination) -> asyncpg.Connection[Any]:
-    wire: asyncpg.Connection[Any] = await asyncpg.connect(
-        **examination.connection.asyncpg_arguments(),
-        timeout=examination.connect_seconds,
+    wire, _ = await hosts.connect(
+        examination.connection,
+        examination.connect_seconds,
         command_timeout=examination.settings.database_command_timeout_seconds,
         statement_cache_size=0,
     )
