@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,17 @@ USABLE_KEY = frozenset(map(chr, range(0x21, 0x7F)))
 @schemathesis.serializer("application/x-ndjson")
 def lines(context: Any, value: Any) -> Any:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+
+
+@schemathesis.auth()
+class Token:
+    """The caller's token on every request but those that are to go without; `--header` would add it there too."""
+
+    def get(self, case: Any, context: Any) -> str:
+        return os.environ["GROUNDWORK_TOKEN"]
+
+    def set(self, case: Any, data: str, context: Any) -> None:
+        case.headers["Authorization"] = f"Bearer {data}"
 
 
 def refusable(case: Any) -> bool:
