@@ -637,6 +637,18 @@ def requirements_are_pinned(text: str) -> Iterator[str]:
             yield f"{line[:60]}: has no SHA-256"
 
 
+def pins_agree(texts: Iterable[str]) -> Iterator[str]:
+    """A package has the same versions, for the same machines, in all files: they are installed together."""
+    seen: dict[str, set[str]] = {}
+    for text in texts:
+        here: dict[str, set[str]] = {}
+        for name, pin in re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[\w,-]+\])?==([^\\\n]+)", text, re.MULTILINE):
+            here.setdefault(name.lower().replace("_", "-"), set()).add(pin.strip())
+        for name, pins in here.items():
+            if seen.setdefault(name, pins) != pins:
+                yield f"{name}: {' and '.join(sorted(seen[name] ^ pins))}"
+
+
 _PLACES = re.compile(
     r"(?<![\w.~}/-])/(?:home|Users|root|work|workspace|builds?|mnt)/[\w.-]+|/tmp/(?!groundwork)[\w.-]+"
     r"|(?i:[a-z]:\\users\\)"

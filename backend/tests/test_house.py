@@ -592,6 +592,13 @@ def test_a_loose_requirement_is_found(line: str) -> None:
     assert len(list(house.requirements_are_pinned(good + line + "\n"))) == 1
 
 
+def test_every_package_has_one_version_in_all_requirements() -> None:
+    files = sorted(BACKEND.glob("requirements*.txt"))
+    assert list(house.pins_agree(map(read, files))) == []
+    two = ["a==1 \\\n", "b==1\n", "A[x]==1.1 \\\n", "b==1\n", "c==1 ; m < '1'\nc==2 ; m >= '1'\n"]
+    assert list(house.pins_agree(two)) == ["a: 1 and 1.1"]
+
+
 def test_texts_speak_of_the_project_only() -> None:
     found = [
         f"{path.relative_to(REPOSITORY)}:{line}: {what}"
