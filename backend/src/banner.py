@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 log = get_logger("groundwork.supervisor")
 
 
-def show(settings: Settings, address: tuple[Any, ...], postgres: EmbeddedPostgres | None) -> None:
-    """Where everything is, on standard error; never a password. `address` is the listening socket's own."""
-    url = url_of(address)
-    facts = {"service": url, "docs": f"{url}/docs", "health": f"{url}/health", "metrics": f"{url}/metrics"}
+def show(settings: Settings, addresses: list[tuple[Any, ...]], postgres: EmbeddedPostgres | None) -> None:
+    """Where everything is, on standard error; never a password. `addresses` are the listening sockets' own: the
+    public one, and that of ADMIN_PORT where there is one."""
+    url, inside = url_of(addresses[0]), url_of(addresses[-1])
+    facts = {
+        "service": url,
+        "docs": f"{url}/docs",
+        "health": f"{inside}/health",
+        "metrics": f"{inside}/metrics",
+    }
     if settings.database_url is not None:
         facts["database"] = require_database(settings).redacted()
     if postgres is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from .api import health, problems, reference, tasks
+from .api import admin, health, problems, reference, tasks
 from .api.cors import Cors
 from .api.cursors import Cursors
 from .api.middleware import RequestMiddleware
@@ -113,6 +113,10 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(tasks.router)
     app.include_router(health.router)
+    if settings.admin_port is None:
+        app.include_router(health.numbers)
+    else:
+        app.state.admin = admin.beside(app, health.insiders)
     reference.install(app)
     return app
 

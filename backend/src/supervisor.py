@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from .config.logging import configure, get_logger
 from .config.settings import Settings, as_environment
 from .errors import ConfigurationError, GroundworkError
 from .link import (
+    ADMIN_LISTENERS,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
     EMBEDDED,
@@ -38,8 +37,8 @@ from .link import (
     SERVING,
     Leave,
 )
-from .services.embedded_processes import alive, die_with_parent
-from .surroundings import Sources, raise_descriptor_limit, signals_as_bytes
+from .services.embedded_processes import die_with_parent
+from .surroundings import Sources, metrics_directory, raise_descriptor_limit, signals_as_bytes
 
 if TYPE_CHECKING:
     from .services.embedded import EmbeddedPostgres
@@ -55,9 +54,6 @@ _WATCH_SECONDS = 0.5
 _KILL_MARGIN_SECONDS = 1.0
 
 log = get_logger("groundwork.supervisor")
-
-# Followed by the supervisor's process id.
-_METRICS: Final = "groundwork-metrics-"
 
 
 @dataclass(eq=False, slots=True)
@@ -110,25 +106,15 @@ def run(
             if reload:
                 workers = 1
             listeners = listening.bind(settings.host, settings.port, queues=workers)
+            admin = listening.bind_admin(settings.admin_host, settings.admin_port)
         except GroundworkError as error:
             terminal.say(str(error))
             return int(getattr(error, "exit_code", 1))
-        supervisor = _Supervisor(settings, postgres, listeners, worker_command, wakeup, watch=reload)
+        supervisor = _Supervisor(settings, postgres, listeners, admin, worker_command, wakeup, watch=reload)
         stack.callback(supervisor.close)
         if workers > 1:
-            _sweep_metrics()
-            supervisor.metrics_directory = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{_METRICS}{os.getpid()}-"))
-            )
+            supervisor.metrics_directory = stack.enter_context(metrics_directory())
         return supervisor.run()
-
-
-def _sweep_metrics() -> None:
-    """Take away what supervisors that were killed outright have left behind."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
-        pid = left.name.removeprefix(_METRICS).partition("-")[0]
-        if pid.isdecimal() and not alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 class _Supervisor:
@@ -139,6 +125,7 @@ class _Supervisor:
         settings: Settings,
         postgres: EmbeddedPostgres | None,
         listeners: list[socket.socket],
+        admin: list[socket.socket],
         worker_command: Sequence[str],
         wakeup: socket.socket,
         *,
@@ -149,10 +136,13 @@ class _Supervisor:
         self._postgres_at: float | None = None
         self._postgres_failures = 0
         self._listeners = listeners
+        self._admin = admin
         self._command = tuple(worker_command)
         self._wakeup = wakeup
         port = listeners[0].getsockname()[1]
         changes: dict[str, Any] = {"port": port, "workers": len(listeners)}
+        if admin:
+            changes["admin_port"] = admin[0].getsockname()[1]
         if postgres is not None:
             # Workers are bound by row-level security; only migrations run as the owner of the tables.
             changes["database_url"] = SecretStr(postgres.application_url)
@@ -198,7 +188,7 @@ class _Supervisor:
         for worker in self._all:
             worker.process.kill()
             worker.process.wait()
-        for listener in self._listeners:
+        for listener in [*self._listeners, *self._admin]:
             listener.close()
         self._selector.close()
 
@@ -245,9 +235,9 @@ class _Supervisor:
         try:
             process = subprocess.Popen(  # noqa: S603 - a constant, or a test's own
                 self._command,
-                env={**self._environment(), LINK: str(theirs.fileno()),
-                     LISTENERS: ",".join(str(queue.fileno()) for queue in queues)},
-                pass_fds=[theirs.fileno(), *(queue.fileno() for queue in queues)],
+                env={**self._environment(), LINK: _numbers([theirs]), LISTENERS: _numbers(queues),
+                     ADMIN_LISTENERS: _numbers(self._admin)},
+                pass_fds=[theirs.fileno(), *(queue.fileno() for queue in [*queues, *self._admin])],
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C goes to the terminal's whole foreground group. Workers hear of it from us, once.
                 process_group=0,
@@ -297,7 +287,8 @@ class _Supervisor:
     def _serving(self, worker: _Worker) -> None:
         if not self._announced:
             self._announced = True
-            banner.show(self._settings, self._listeners[0].getsockname(), self._postgres)
+            addresses = [listener.getsockname() for listener in [self._listeners[0], *self._admin]]
+            banner.show(self._settings, addresses, self._postgres)
         for slot in self._slots:
             if slot.worker is None and slot.start_at is None and slot.failed_starts == 0:
                 slot.start_at = 0.0
@@ -404,7 +395,7 @@ class _Supervisor:
             self._exit_code = exit_code
             # Workers hold the queues too. With our copies gone, the last worker to close them refuses newcomers
             # at once, instead of leaving them to wait for nobody.
-            for listener in self._listeners:
+            for listener in [*self._listeners, *self._admin]:
                 listener.close()
         for worker in self._all:
             self._tell(worker, how)
@@ -445,6 +436,10 @@ class _Supervisor:
         else:
             self._postgres_at, self._postgres_failures = None, 0
             log.warning("postgres.started-again")
+
+
+def _numbers(sockets: list[socket.socket]) -> str:
+    return ",".join(str(one.fileno()) for one in sockets)
 
 
 def _pause(failures: int) -> float:

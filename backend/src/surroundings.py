@@ -1,14 +1,21 @@
-"""What the supervisor hears from around it: signals, files that change, the limits of the machine."""
+"""What is around the supervisor: signals, files that change, the workers' metrics, the limits of the machine."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .services.embedded_processes import alive
+
+# Followed by the supervisor's process id.
+_METRICS = "groundwork-metrics-"
 _MOST_DESCRIPTORS = 65536
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 
@@ -66,3 +73,14 @@ def raise_descriptor_limit() -> None:
         # Not worth failing for; some systems refuse below their own bound.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+@contextlib.contextmanager
+def metrics_directory() -> Iterator[Path]:
+    """Where several workers keep their metrics. Takes away what supervisors that were killed outright have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        pid = left.name.removeprefix(_METRICS).partition("-")[0]
+        if pid.isdecimal() and not alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_METRICS}{os.getpid()}-") as directory:
+        yield Path(directory)

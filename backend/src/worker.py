@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
@@ -27,6 +28,7 @@ from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings
 from .errors import ConfigurationError, GroundworkError
 from .link import (
+    ADMIN_LISTENERS,
     BACKLOG,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
@@ -113,16 +115,16 @@ class Worker(uvicorn.Server):
         app: Any,
         config: uvicorn.Config,
         listeners: list[socket.socket],
+        admin: list[socket.socket],
         link: socket.socket,
-        grace_seconds: float,
-        drain_seconds: float,
+        settings: Settings,
     ) -> None:
         super().__init__(config)
         self._app = app
         self._own, *self._others = listeners
+        self._admin = admin
         self._link = link
-        self._grace_seconds = grace_seconds
-        self._drain_seconds = drain_seconds
+        self._settings = settings
         self._told = 0
         self._leave = asyncio.Event()
         self._news = asyncio.Event()
@@ -152,6 +154,9 @@ class Worker(uvicorn.Server):
         loop = asyncio.get_running_loop()
         await self.on_tick(0)
         self.servers = [await loop.create_server(self._protocol, sock=self._own, backlog=BACKLOG)]
+        for listener in self._admin:
+            inside = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
+            self.servers.append(await loop.create_server(inside, sock=listener))
         self._accepting = True
         if self._others:
             loop.call_later(_HELP_SECONDS, self._help)
@@ -164,9 +169,11 @@ class Worker(uvicorn.Server):
             await self.on_tick(0)  # The date header, once a second.
             await _wait(self._leave, 1.0)
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _protocol(self, config: uvicorn.Config | None = None) -> asyncio.Protocol:
         kind = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
-        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return kind(
+            config=config or self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def _help(self) -> None:
         """Take what waits in the queues of workers that are starting, stuck or gone."""
@@ -233,7 +240,7 @@ class Worker(uvicorn.Server):
         """Let load balancers see that we are not ready, and idle connections bring their next request."""
         began = time.monotonic()
         while self._told < Leave.PROMPT:
-            grace = self._grace_seconds if self._told > Leave.RETIRE else LINGER_SECONDS
+            grace = self._settings.drain_grace_seconds if self._told > Leave.RETIRE else LINGER_SECONDS
             left = began + grace - time.monotonic()
             if left <= 0:
                 return
@@ -268,7 +275,7 @@ class Worker(uvicorn.Server):
                     connection.transport.close()
             if not self.server_state.connections and not self.server_state.tasks and not self._adopting:
                 return 0
-            if self._told >= Leave.HURRY or elapsed > self._drain_seconds:
+            if self._told >= Leave.HURRY or elapsed > self._settings.shutdown_timeout_seconds:
                 return await self._cancel()
 
     async def _cancel(self) -> int:
@@ -319,7 +326,8 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def _inherited(variable: str) -> list[socket.socket]:
-    sockets = [socket.socket(fileno=int(number)) for number in os.environ.pop(variable).split(",")]
+    numbers = os.environ.pop(variable, "").split(",")
+    sockets = [socket.socket(fileno=int(number)) for number in numbers if number]
     for inherited in sockets:
         inherited.setblocking(False)
         inherited.set_inheritable(False)
@@ -354,23 +362,14 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
         print("A worker is started by `python -m src serve`, never alone.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    listeners, [link] = _inherited(LISTENERS), _inherited(LINK)
+    listeners, admin, [link] = map(_inherited, (LISTENERS, ADMIN_LISTENERS, LINK))
     try:
         settings = settings or load_settings()
         configure(settings.log_level, settings.log_format)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         app = create_app(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(
-                Worker(
-                    app,
-                    _make_config(app, settings),
-                    listeners,
-                    link,
-                    settings.drain_grace_seconds,
-                    settings.shutdown_timeout_seconds,
-                ).serve()
-            )
+            runner.run(Worker(app, _make_config(app, settings), listeners, admin, link, settings).serve())
     except StartCancelled:
         return 0
     except ConfigurationError as error:

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from ..config.settings import Settings
-from ..services.metrics import Lag
+from ..services.database import Database
+from ..services.metrics import Lag, Metrics
 from ..services.vitality import Observation
 from ..version import VERSION
 from .deps import AcceptDep, DatabaseDep, DrainingDep, MetricsDep, SettingsDep
 
 Outcome = Literal["pass", "warn", "fail"]
-Database = Literal["starting", "up", "asleep", "down"]
+DatabaseStatus = Literal["starting", "up", "asleep", "down"]
 
 # An active check is never this old; a passive one says so when nothing has been heard for a while.
 STALE_EVIDENCE_SECONDS = 60.0
@@ -29,6 +30,10 @@ _NO_STORE = {"cache-control": "no-store"}
 _started = time.monotonic()
 
 router = APIRouter(tags=["health"])
+numbers = APIRouter(tags=["health"])
+"""`/metrics`, for where it is asked on the public port."""
+insiders = APIRouter()
+"""All of it, for a listener of its own; then the public port shows nothing but that it works."""
 
 
 class HealthResponse(JSONResponse):
@@ -41,7 +46,7 @@ class Liveness(BaseModel):
 
 class Readiness(BaseModel):
     status: Literal["ready", "not_ready"]
-    database: Database = Field(description="`asleep` is ready: the next request wakes the database.")
+    database: DatabaseStatus = Field(description="`asleep` is ready: the next request wakes the database.")
     reason: str | None = Field(None, description="Why not, as one word; null when there is nothing to say.")
 
 
@@ -82,7 +87,7 @@ class Health(BaseModel):
     checks: dict[str, list[Check]] | None = None
 
 
-def _health_example(overall: Outcome, database: Database, **more: Any) -> dict[str, Any]:
+def _health_example(overall: Outcome, database: DatabaseStatus, **more: Any) -> dict[str, Any]:
     seen = "2026-11-22T09:30:00Z"
     outcome = {"up": "pass", "asleep": "pass"}.get(database, "fail")
     connectivity = {"componentType": "datastore", "status": outcome, "time": seen, "observedValue": database}
@@ -117,6 +122,7 @@ _NOT_READY = {
 }
 
 
+@insiders.get("/livez")
 @router.get("/livez", response_model=Liveness, summary="Is the process alive?")
 async def livez() -> JSONResponse:
     """200 as long as the process can answer at all. It never looks at the database: restarting this process
@@ -124,6 +130,7 @@ async def livez() -> JSONResponse:
     return JSONResponse({"status": "alive"}, headers=_NO_STORE)
 
 
+@insiders.get("/readyz")
 @router.get(
     "/readyz",
     response_model=Readiness,
@@ -182,7 +189,18 @@ async def health(
     database: DatabaseDep, metrics: MetricsDep, settings: SettingsDep, draining: DrainingDep
 ) -> HealthResponse:
     """The health of the service by draft-inadarei-api-health-check. Details are hidden in production unless
-    `HEALTH_DETAILS=true`."""
+    `HEALTH_DETAILS=true`, and where `ADMIN_PORT` shows them."""
+    return await _health(database, metrics, draining, details=_shows_details(settings))
+
+
+@insiders.get("/health")
+async def health_inside(
+    database: DatabaseDep, metrics: MetricsDep, settings: SettingsDep, draining: DrainingDep
+) -> HealthResponse:
+    return await _health(database, metrics, draining, details=settings.health_details is not False)
+
+
+async def _health(database: Database, metrics: Metrics, draining: bool, *, details: bool) -> HealthResponse:
     checks = {}
     with metrics.checking("database:connectivity") as conclude:
         observation = await database.check()
@@ -199,7 +217,7 @@ async def health(
     if draining and status == "pass":
         status = "warn"
     body: dict[str, Any] = {"status": status}
-    if _shows_details(settings):
+    if details:
         body["version"] = VERSION
         body["uptime_seconds"] = round(time.monotonic() - _started, 3)
         if draining:
@@ -208,7 +226,8 @@ async def health(
     return HealthResponse(body, 503 if status == "fail" else 200, headers=_NO_STORE)
 
 
-@router.get(
+@insiders.get("/metrics")
+@numbers.get(
     "/metrics",
     response_class=Response,
     summary="The numbers, for Prometheus",
@@ -228,6 +247,8 @@ async def exposition(database: DatabaseDep, metrics: MetricsDep, accept: AcceptD
 
 
 def _shows_details(settings: Settings) -> bool:
+    if settings.admin_port is not None:
+        return False
     if settings.health_details is None:
         return settings.environment != "production"
     return bool(settings.health_details)

@@ -195,6 +195,8 @@ class Settings(BaseSettings):
     min_bytes_per_second: clients.MinBytesPerSecond = 1024
     keep_alive_seconds: clients.KeepAliveSeconds = 5.0
     max_connections: clients.MaxConnections = 4096
+    admin_host: clients.AdminHost = "127.0.0.1"
+    admin_port: clients.AdminPort = None
     drain_grace_seconds: clients.DrainGraceSeconds = 0.0
     shutdown_timeout_seconds: clients.ShutdownTimeoutSeconds = 10.0
     secrets_dir: Path | None = Field(
