@@ -234,10 +234,12 @@ _address: TypeAdapter[str] = TypeAdapter(Email)
 
 
 def _email(claims: Mapping[str, Any]) -> str | None:
-    # Whoever types somebody else's address into a sign-up form must not take its place here.
-    if "email" not in claims or claims.get("email_verified") in (False, "false"):
+    # Whoever types somebody else's address into a sign-up form must not take its place here. Better Auth's tokens,
+    # as they come, spell the claim as its tables do.
+    unverified = (False, "false")
+    if any(claims.get(name) in unverified for name in ("email_verified", "emailVerified")):
         return None
     try:
-        return _address.validate_python(claims["email"])
+        return _address.validate_python(claims.get("email"))
     except ValidationError:
         return None

@@ -441,6 +441,10 @@ async def test_clocks_may_differ_by_the_leeway_and_no_more(issuer: Issuer, serve
         ({"email": "ana@example.com", "email_verified": True}, "ana@example.com"),
         ({"email": "ana@example.com", "email_verified": False}, None),
         ({"email": "ana@example.com", "email_verified": "false"}, None),
+        # As Better Auth spells it.
+        ({"email": "ana@example.com", "emailVerified": True}, "ana@example.com"),
+        ({"email": "ana@example.com", "emailVerified": False}, None),
+        ({"email": "ana@example.com", "email_verified": True, "emailVerified": False}, None),
         ({}, None), ({"email": None}, None), ({"email": ""}, None), ({"email": "nobody"}, None), ({"email": 5}, None),
         ({"email": ["ana@example.com"]}, None), ({"email": "a@" + "b" * 300 + ".com"}, None),
         ({"email": "ana\x00@example.com"}, None), ({"email": "\ud800@example.com"}, None),
