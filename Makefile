@@ -1,7 +1,7 @@
 # Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run dev test test-all test-debian test-neon check verify psql openapi clean reset-database
+.PHONY: help install run dev test test-all test-debian test-issuers test-neon check verify psql openapi clean reset-database
 
 # The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
 candidates := python3 python3.14 python3.13 python3.12 python3.11
@@ -29,7 +29,10 @@ test: ## Run every test that needs only Python packages; ARGS="-k health"
 test-debian: ## Run the tests that need Debian's PgBouncer and PostgreSQL 15 (installed when root)
 	$(bootstrap) test-debian $(ARGS)
 
-test-all: ## Run both
+test-issuers: ## Run the tests that need Node.js, for a real Better Auth server (npm installs it)
+	$(bootstrap) test-issuers $(ARGS)
+
+test-all: ## Run all three
 	$(bootstrap) test-all
 
 test-neon: ## Run the tests against NEON_DATABASE_URL, in a throw-away schema

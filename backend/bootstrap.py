@@ -28,6 +28,9 @@ UNFINISHED = os.path.join(VENV, "groundwork-installing")
 ENV_FILE = os.path.join(BACKEND, ".env")
 SERVICE, EMBEDDED, DEVELOPMENT = "requirements.txt", "requirements-embedded.txt", "requirements-dev.txt"
 POSTGRES_15 = "/usr/lib/postgresql/15/bin/postgres"
+BETTER_AUTH = os.path.join(BACKEND, "tests", "better_auth")
+LOCK = os.path.join("tests", "better_auth", "package-lock.json")
+OLDEST_NODE = 20
 
 # What the caller's own virtual environments and make leave behind would point our Python elsewhere.
 FOREIGN = (
@@ -187,10 +190,10 @@ def write_stamp(stamp):
     os.replace(temporary, STAMP)
 
 
-def call(command):
+def call(command, directory=BACKEND):
     """Exit code of `command`; all that it says goes to standard error."""
     return subprocess.call(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment(), cwd=BACKEND
+        command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment(), cwd=directory
     )
 
 
@@ -294,7 +297,7 @@ def pytest(selection, rest):
 
 
 def target_test(rest):
-    return pytest("not debian and not root and not slow and not neon", rest)
+    return pytest("not debian and not root and not slow and not node and not neon", rest)
 
 
 def target_test_debian(rest):
@@ -305,8 +308,22 @@ def target_test_debian(rest):
     return pytest("(debian or slow) and not root and not neon", rest)
 
 
+def target_test_issuers(rest):
+    install_better_auth()
+    return pytest("node and not neon", rest)
+
+
 def target_test_all(rest):
-    return max(target_test(rest), target_test_debian(rest))
+    """Every part, also after one that failed or cannot be run here: what that needs is said again at the end."""
+    code, missing = 0, []
+    for part in (target_test, target_test_debian, target_test_issuers):
+        try:
+            code = max(code, part(rest))
+        except Problem as problem:
+            missing.append(str(problem))
+    if missing:
+        raise Problem("\n".join(["Not everything was run.", *missing]))
+    return code
 
 
 def target_test_neon(rest):
@@ -337,7 +354,7 @@ def target_check(rest):
 
 
 def target_clean(rest):
-    caches = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"}
+    caches = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "node_modules"}
     for directory, names, _ in os.walk(ROOT):
         for name in list(names):
             if name in caches or (directory == BACKEND and name == ".venv"):
@@ -352,7 +369,28 @@ def target_reset_database(rest):
     become("-m", "src.reset_database", *rest)
 
 
-# Debian's packages
+# What other programs need
+
+
+def install_better_auth():
+    """Bring tests/better_auth/node_modules to what its lock file pins, hashes included. Quick when it is there."""
+    needed = "A real Better Auth server needs Node.js {} or newer with npm (Debian 12's is too old); {}."
+    for name in ("node", "npm"):
+        if not shutil.which(name):
+            raise Problem(needed.format(OLDEST_NODE, f"there is no {name} on this machine"))
+    found = subprocess.check_output(["node", "--version"], universal_newlines=True).strip()
+    if int(found[1:].split(".")[0]) < OLDEST_NODE:
+        raise Problem(needed.format(OLDEST_NODE, f"this is {found}"))
+    # Inside, so that whoever deletes the packages, npm above all, deletes the mark with them.
+    mark = os.path.join(BETTER_AUTH, "node_modules", "groundwork-" + fingerprint(LOCK))
+    with only_one():
+        if os.path.exists(mark):
+            return
+        say("Installing package-lock.json into backend/tests/better_auth/node_modules ...")
+        if call(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], BETTER_AUTH):
+            raise Problem("npm could not install Better Auth; the lines above say why.")
+        with open(mark, "w"):
+            pass
 
 
 def install_debian_packages():
@@ -414,6 +452,7 @@ TARGETS = {
     "run": target_run,
     "test": target_test,
     "test-debian": target_test_debian,
+    "test-issuers": target_test_issuers,
     "test-all": target_test_all,
     "test-neon": target_test_neon,
     "check": target_check,

@@ -241,7 +241,8 @@ def administrator(postgres: EmbeddedPostgres) -> Iterator[Administrator]:
 
 
 @contextlib.contextmanager
-def _database(administrator: Administrator, *, template: str = "template1") -> Iterator[str]:
+def new_database(administrator: Administrator, *, template: str = "template1") -> Iterator[str]:
+    """The name of a database that is there for as long as it is used."""
     name = f"test_{uuid.uuid4().hex[:16]}"
     administrator.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
@@ -253,7 +254,7 @@ def _database(administrator: Administrator, *, template: str = "template1") -> I
 @pytest.fixture
 def empty_database_url(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterator[str]:
     """The URL of a fresh database without any table."""
-    with _database(administrator) as name:
+    with new_database(administrator) as name:
         yield postgres.url_for(name)
 
 
@@ -262,7 +263,7 @@ def template(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterat
     """The name of a migrated database that others are cloned from; nobody stays connected to it."""
     from src.services import schema
 
-    with _database(administrator) as name:
+    with new_database(administrator) as name:
         administrator.run(schema.create_tables(parse(postgres.url_for(name))))
         yield name
 
@@ -270,7 +271,7 @@ def template(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterat
 @pytest.fixture
 def database_url(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[str]:
     """The URL of a fresh migrated database."""
-    with _database(administrator, template=template) as name:
+    with new_database(administrator, template=template) as name:
         yield postgres.url_for(name)
 
 

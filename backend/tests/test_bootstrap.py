@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -202,6 +202,84 @@ def test_an_installation_that_fails_says_so_and_is_tried_again(clone: Path) -> N
     mended = make(clone, "install")
     assert mended.returncode == 0
     assert "Creating" not in mended.stderr
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the programs that are named, each a line of shell, the only ones on the path; a place for packages."""
+    monkeypatch.setattr(bootstrap, "BETTER_AUTH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+
+    def put(**programs: str) -> None:
+        for name, line in programs.items():
+            program = tmp_path / "bin" / name
+            program.write_text(f"#!/bin/sh\n{line}\n")
+            program.chmod(0o755)
+
+    return put
+
+
+def test_without_node_the_issuers_tests_say_what_is_missing(tools: Callable[..., None]) -> None:
+    with pytest.raises(bootstrap.Problem, match=r"Node\.js 20 or newer with npm.*there is no node"):
+        bootstrap.install_better_auth()
+    tools(node="echo v20.1.0")
+    with pytest.raises(bootstrap.Problem, match="there is no npm"):
+        bootstrap.install_better_auth()
+    tools(node="echo v18.19.0", npm="exit 1")
+    with pytest.raises(bootstrap.Problem, match=r"this is v18\.19\.0"):
+        bootstrap.install_better_auth()
+    tools(node="echo v22.0.0")
+    with pytest.raises(bootstrap.Problem, match="npm could not install"):
+        bootstrap.install_better_auth()
+
+
+def test_better_auth_is_installed_once_and_again_when_it_was_deleted(
+    tools: Callable[..., None], tmp_path: Path
+) -> None:
+    tools(node="echo v20.1.0", npm='/bin/mkdir -p node_modules && echo "$@" >> asked')
+    asked = tmp_path / "asked"
+    for times in (1, 1):
+        bootstrap.install_better_auth()
+        assert asked.read_text().splitlines() == ["ci --ignore-scripts --no-audit --no-fund"] * times
+    shutil.rmtree(tmp_path / "node_modules")
+    bootstrap.install_better_auth()
+    assert len(asked.read_text().splitlines()) == 2
+
+
+def test_a_part_that_cannot_be_run_hinders_no_other_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def part(name: str, problem: str | None = None) -> None:
+        def run(rest: list[str]) -> int:
+            if problem:
+                raise bootstrap.Problem(problem)
+            ran.append(name)
+            return 1
+
+        monkeypatch.setattr(bootstrap, f"target_{name}", run)
+
+    part("test")
+    part("test_debian", "PgBouncer is missing.")
+    part("test_issuers")
+    with pytest.raises(bootstrap.Problem, match=r"(?s)Not everything was run.*PgBouncer is missing"):
+        bootstrap.target_test_all([])
+    part("test_debian")
+    assert bootstrap.target_test_all([]) == 1
+    assert ran == ["test", "test_issuers", "test", "test_debian", "test_issuers"]
+
+
+def test_the_lock_of_better_auth_has_a_hash_for_each_package_and_names_no_registry() -> None:
+    place = ROOT / "backend" / "tests" / "better_auth"
+    packages = json.loads((place / "package-lock.json").read_text())["packages"]
+    wanted = json.loads((place / "package.json").read_text())["dependencies"]
+    assert packages.pop("")["dependencies"] == wanted
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted.values())
+    assert set(wanted) <= {name.removeprefix("node_modules/") for name in packages}
+    for name, package in packages.items():
+        assert package["integrity"].startswith("sha512-"), name
+        assert "resolved" not in package, name
+        assert not package.get("hasInstallScript"), name
 
 
 def test_the_pins_are_hashed() -> None:
