@@ -49,7 +49,7 @@ MADE_LATER = ("backend/.venv", "backend/.env", "backend/.data")
 OTHERS = {
     "NEON_DATABASE_URL", "NO_COLOR", "PGPASSWORD", "ARGS", "TASK_ID", "COMMAND", "USER", "PASSWORD", "DATABASE",
     "REGION", "NAME", "SQLSTATE", "MAINPID", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SO_REUSEPORT",
-    "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR",
+    "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR", "BETTER_AUTH_SECRET",
 }  # fmt: skip
 
 
@@ -241,6 +241,14 @@ def test_every_row_of_the_faults_says_where_it_stands() -> None:
         standing = line.rsplit(" | ", 1)[1]
         assert standing.startswith(("proven", "in part", "open")), line
         assert standing.startswith("open") or TEST.search(standing), line
+
+
+# Identity, as documented
+
+
+def test_the_better_auth_configuration_is_the_file_that_is_run() -> None:
+    shown = blocks(ROOT / "docs" / "identity.md", "js")
+    assert shown == [(ROOT / "backend" / "tests" / "better_auth" / "auth.mjs").read_text()]
 
 
 # Health, as documented

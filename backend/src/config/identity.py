@@ -266,7 +266,7 @@ AuthSharedSecretStr = Annotated[
     SecretStr | None,
     Field(
         description=(
-            "A secret shared with who signs HS256 tokens, such as Better Auth; at least 32 bytes, made by chance. "
+            "A secret shared with an application that signs HS256 tokens itself; at least 32 bytes, made by chance. "
             "Outside development a weak one is refused."
         ),
         json_schema_extra={"values": "secret"},

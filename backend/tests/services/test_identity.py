@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from issuers import ALGORITHMS, Issuer, JwksServer, by_hand, hs256, private_key, public_jwk
+from issuers import ALGORITHMS, Issuer, JwksServer, by_hand, encoded, hs256, private_key, public_jwk
 from src.config.settings import load_settings
 from src.errors import Unauthenticated
 from src.services import tokens
@@ -60,6 +60,14 @@ async def world(issuer: Issuer, server: JwksServer) -> AsyncIterator[World]:
     configured = load_settings(auth_issuers=json.dumps([server.entry(issuer)]))
     async with Identity.from_settings(configured) as identity:
         await identity.principal(issuer.bearer())
+        yield World(issuer, server, identity)
+
+
+@pytest.fixture
+async def recipes(issuer: Issuer, server: JwksServer) -> AsyncIterator[World]:
+    """As `world`, with the audiences that the recipes of docs/identity.md name."""
+    entry = {**server.entry(issuer), "audience": ["https://tasks.example.com", "authenticated"]}
+    async with Identity.from_settings(load_settings(auth_issuers=json.dumps([entry]))) as identity:
         yield World(issuer, server, identity)
 
 
@@ -654,3 +662,91 @@ async def test_an_issuer_can_be_trusted_in_code() -> None:
     trusted = {"app": Trust(SharedSecret(SECRET.encode()), frozenset({"tasks"}))}
     identity = Identity(SigningKeys([os.urandom(32)]), trusted)
     assert (await identity.principal(shared(iss="app", aud="tasks"))).issuer == "app"
+
+
+# What providers sign, by their own documentation
+
+API, CLIENT = "https://tasks.example.com", "client-1"
+AUTH0 = {
+    "sub": "auth0|123456",
+    "aud": [API, "https://tenant.eu.auth0.com/userinfo"],
+    "azp": CLIENT,
+    "scope": "openid profile email",
+}
+CLERK = {
+    "azp": "https://app.example.com",
+    "sub": "user_1",
+    "nbf": 1,
+    "fva": [7, -1],
+    "sid": "sess_1",
+    "sts": "active",
+    "v": 2,
+}
+KEYCLOAK = {
+    "jti": "onrtac:1", "sub": "9c3c9a24-6f14-4b43-8f04-1d0b1b1c61c2", "typ": "Bearer", "azp": CLIENT, "sid": "1",
+    "acr": "1", "scope": "email profile", "email_verified": True, "email": "ana@example.com",
+}  # fmt: skip
+SUPABASE = {
+    "aal": "aal1", "amr": [{"method": "password", "timestamp": 1}], "aud": "authenticated", "role": "authenticated",
+    "email": "ana@example.com", "phone": "", "session_id": "1", "sub": str(ANA), "is_anonymous": False,
+    "app_metadata": {"provider": "email"}, "user_metadata": {"email_verified": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kid", "headers", "claims", "expected"),
+    [
+        ("rsa", {}, AUTH0, None),
+        ("rsa", {"typ": "at+jwt"}, {**AUTH0, "azp": ..., "client_id": CLIENT, "jti": "1"}, None),
+        ("rsa", {"cat": "cl_1"}, {**CLERK, "aud": API, "email": "ana@example.com"}, "ana@example.com"),
+        ("rsa", {}, {**KEYCLOAK, "aud": [API, "account"]}, "ana@example.com"),
+        ("rsa", {}, {**KEYCLOAK, "aud": API, "email_verified": False}, None),
+        ("curve", {}, SUPABASE, "ana@example.com"),
+        ("curve", {}, {**SUPABASE, "is_anonymous": True, "email": ""}, None),
+    ],
+    ids=[
+        "auth0",
+        "auth0-rfc9068",
+        "clerk-template",
+        "keycloak",
+        "keycloak-unverified",
+        "supabase",
+        "supabase-anonymous",
+    ],
+)
+async def test_access_tokens_as_the_recipes_have_them_are_believed(
+    recipes: World, kid: str, headers: dict[str, str], claims: dict[str, Any], expected: str | None
+) -> None:
+    token = recipes.issuer.token(kid, headers=headers, **claims)
+    found = await recipes.identity.principal(f"Bearer {token}")
+    assert (found.subject, found.email) == (claims["sub"], expected)
+
+
+@pytest.mark.parametrize(
+    ("kid", "claims", "reason"),
+    [
+        # An ID token is for the application that asked for it.
+        ("rsa", {**AUTH0, "aud": CLIENT, "azp": ..., "email": "ana@example.com"}, "wrong-audience"),
+        ("rsa", {**CLERK, "aud": ...}, "wrong-audience"),
+        ("rsa", {**KEYCLOAK, "aud": "account"}, "wrong-audience"),
+        ("rsa", {**KEYCLOAK, "aud": ...}, "wrong-audience"),
+        ("rsa", {**KEYCLOAK, "typ": "ID", "aud": CLIENT}, "wrong-audience"),
+        ("rsa", {**KEYCLOAK, "typ": "Refresh", "aud": API}, "not-for-access"),
+        ("rsa", {**KEYCLOAK, "typ": "Offline", "aud": API}, "not-for-access"),
+        # Amazon Cognito's access tokens.
+        ("rsa", {"aud": ..., "client_id": CLIENT, "token_use": "access", "sub": str(ANA)}, "wrong-audience"),
+        ("curve", {"aud": ..., "sub": ..., "role": "anon", "ref": "project"}, "bad-claim"),
+        ("curve", {**SUPABASE, "aud": "anon"}, "wrong-audience"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_other_tokens_of_the_same_providers_are_refused(
+    recipes: World, kid: str, claims: dict[str, Any], reason: str
+) -> None:
+    assert await recipes.reason(recipes.issuer.token(kid, **claims)) == reason
+
+
+async def test_an_opaque_or_encrypted_token_is_refused(recipes: World) -> None:
+    # What Auth0 gives where no audience is asked for: nothing, or a JWE of five parts.
+    for token in (secrets.token_urlsafe(24), f"{encoded({'alg': 'dir', 'enc': 'A256GCM'})}..a.b.c"):
+        assert await recipes.reason(token) == "malformed"
