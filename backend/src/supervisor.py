@@ -1,7 +1,7 @@
 """The process that is started, signalled and waited for: it opens the port and keeps workers behind it.
 
 It has no event loop and answers no request. It starts the embedded PostgreSQL when asked to, binds the
-listening sockets, starts workers (`python -m src.worker`) on them, replaces those that die, and ends them in
+listening sockets, starts workers (`python -m src.work`) on them, replaces those that die, and ends them in
 order. docs/decisions/0001-process-model.md says why.
 """
 
@@ -43,7 +43,7 @@ from .surroundings import Sources, metrics_directory, raise_descriptor_limit, si
 if TYPE_CHECKING:
     from .services.embedded import EmbeddedPostgres
 
-WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "src.worker")
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "src.work")
 START_ATTEMPTS: Final = 3
 """How many starts in a row may fail before the supervisor gives up, when nobody else serves."""
 

@@ -384,9 +384,3 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
         log.exception("worker.failed")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    from .main import create_app
-
-    raise SystemExit(main(create_app))

@@ -116,7 +116,7 @@ def imports(source: Source) -> Iterator[Import]:
 
 FLOORS = ("errors", "config", "models", "migrations", "services", "api", "main", "top")
 """From the ground up. `top` is what a person or the operating system starts."""
-_GROUND = {"errors", "version"}
+_GROUND = {"errors", "loading", "version"}
 _FOREIGN = {
     # What a floor must not know of. Below `api` nobody has heard of HTTP; only `services` talk to the database.
     "errors": {

@@ -288,13 +288,3 @@ def test_the_pins_are_hashed() -> None:
         pins = [line for line in text.splitlines() if "==" in line]
         assert pins
         assert all(line.endswith("\\") for line in pins), name
-
-
-def test_what_is_pinned_twice_is_pinned_alike() -> None:
-    """All files are installed together, and pip refuses two versions of one package."""
-    pinned: dict[str, set[str]] = {}
-    for name in (bootstrap.SERVICE, bootstrap.EMBEDDED, bootstrap.DEVELOPMENT):
-        text = (ROOT / "backend" / name).read_text()
-        for package, version, where in re.findall(r"^([\w.-]+)==(\S+)(.*)\\$", text, re.MULTILINE):
-            pinned.setdefault(package + where, set()).add(version)
-    assert {package: pins for package, pins in pinned.items() if len(pins) > 1} == {}

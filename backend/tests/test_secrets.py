@@ -364,7 +364,7 @@ def test_the_defects_were_met_and_logged(results: dict[str, Future[Ran]]) -> Non
     for kind in (b"Settings: ", b"ConnectionSettings: ", b"Database: ", b"AsyncEngine: ", b"AsyncSession: "):
         assert kind in shown
     workers = results["serve"].result(2 * SECONDS).command_lines
-    assert workers.count(b"src.worker") >= 1
+    assert workers.count(b"src.work") >= 1
 
 
 def test_the_servers_own_log_and_processes_do_not_say_it(

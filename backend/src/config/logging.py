@@ -21,10 +21,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast
 from weakref import WeakSet
 
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor
-
+from ..loading import without
 from .redaction import is_suspect, redact
+
+# Its pretty tracebacks would bring rich and pygments, a fifth of the supervisor's CPU: ours show no values.
+with without("rich"):
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 Format = Literal["auto", "console", "json"]
 Render = Callable[[MutableMapping[str, Any]], str]

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from alembic.script import ScriptDirectory
 
 from clusters import postgres_15_binaries
 from src.config.database import ConnectionSettings, parse
@@ -85,6 +86,9 @@ async def test_down_and_up_again_gives_the_same_schema(
 def test_the_revisions_are_a_line_that_ends_at_head() -> None:
     assert schema.known_revisions()[0] == "0001"
     assert schema.known_revisions()[-1] == schema.head()
+    alembics = ScriptDirectory(str(Path(schema.__file__).parents[1] / "migrations"))
+    assert alembics.get_current_head() == schema.head()
+    assert [script.revision for script in alembics.walk_revisions()] == [*reversed(schema.known_revisions())]
 
 
 async def test_a_newer_schema_is_left_alone(
