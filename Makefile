@@ -1,7 +1,8 @@
 # Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run dev test test-all test-debian test-issuers test-neon check verify psql openapi clean reset-database
+.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants check verify psql openapi clean \
+	reset-database
 
 # The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
 candidates := python3 python3.14 python3.13 python3.12 python3.11
@@ -37,6 +38,13 @@ test-all: ## Run all three
 
 test-neon: ## Run the tests against NEON_DATABASE_URL, in a throw-away schema
 	$(bootstrap) test-neon $(ARGS)
+
+faults: ## Load a service while everything goes wrong, then compare (3 minutes); SECONDS= SEED= KINDS= WORKERS= CLIENTS=
+	$(bootstrap) faults $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(if $(KINDS),--kinds "$(KINDS)") \
+		$(if $(WORKERS),--workers "$(WORKERS)") $(if $(CLIENTS),--clients "$(CLIENTS)") $(ARGS)
+
+mutants: ## Break the service in twenty ways, and see that make faults would find each; ARGS="ignores-the-key"
+	$(bootstrap) mutants $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(ARGS)
 
 check: ## Run ruff, mypy --strict, and the tests of house and documents
 	$(bootstrap) check

@@ -281,10 +281,10 @@ def target_run(rest):
     become("-m", "src", "serve", *embedded, *rest)
 
 
-def command(*words):
+def command(*words, module="src", tests=False):
     def target(rest):
-        install(*needed())
-        become("-m", "src", *words, *rest)
+        install(*([SERVICE, EMBEDDED, DEVELOPMENT] if tests else needed()))
+        become("-m", module, *words, *rest)
 
     return target
 
@@ -455,6 +455,8 @@ TARGETS = {
     "test-issuers": target_test_issuers,
     "test-all": target_test_all,
     "test-neon": target_test_neon,
+    "faults": command("run", module="tests.faults", tests=True),
+    "mutants": command("mutants", module="tests.faults", tests=True),
     "check": target_check,
     "verify": command("verify"),
     "psql": command("psql"),

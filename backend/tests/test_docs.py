@@ -49,7 +49,7 @@ MADE_LATER = ("backend/.venv", "backend/.env", "backend/.data")
 OTHERS = {
     "NEON_DATABASE_URL", "NO_COLOR", "PGPASSWORD", "ARGS", "TASK_ID", "COMMAND", "USER", "PASSWORD", "DATABASE",
     "REGION", "NAME", "SQLSTATE", "MAINPID", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SO_REUSEPORT",
-    "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR", "BETTER_AUTH_SECRET",
+    "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR", "BETTER_AUTH_SECRET", "SECONDS", "SEED", "KINDS", "CLIENTS",
 }  # fmt: skip
 
 
