@@ -87,7 +87,7 @@ class Asker:
             self.journal.end(number, "fail", status=0)
             return Outcome("fail")
         except Cut as cut:
-            more = {"late": True} if cut.late else {"untouched": True} if cut.untouched else {}
+            more = {"late": True} if cut.late else {"idle": True} if cut.idle else {}
             self.journal.end(number, "unknown", status=0, **more, **({"left": 1} if hang_up_after else {}))
             return Outcome("unknown")
         return self._judge(number, do, person, answer, request_id, facts)

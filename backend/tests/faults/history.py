@@ -66,8 +66,8 @@ class Refusal:
 
 
 class Ended(NamedTuple):
-    """An attempt's times, what it was for and how it ended. `forgiven`: a used connection was closed before a byte
-    of the answer had come, or the client itself had hung up."""
+    """An attempt's times, what it was for and how it ended. `forgiven`: an idle connection was closed as the
+    request came, or the client itself had hung up."""
 
     asked: float
     told: float
@@ -133,7 +133,7 @@ def _intend(name: str, line: dict[str, Any], into: History) -> None:
 
 def _ended(name: str, asked: dict[str, Any], told: dict[str, Any], into: History) -> None:
     do, kind, status = asked["do"], told["e"], told.get("status", 0)
-    forgiven = bool(told.get("untouched") or told.get("left"))
+    forgiven = bool(told.get("idle") or told.get("left"))
     into.ended.append(Ended(asked["at"], told["at"], do, kind, status, forgiven))
     where = f"{name}.{asked['n']} {do} at {asked['at']:.3f}"
     into.breaches += [(word, where) for word in told.get("wrong", ())]

@@ -214,7 +214,7 @@ async def _compare(stage: Stage, result: Result, journals: Path, families: list[
 
 
 def _renewals(past: history.History, result: Result) -> None:
-    """While workers are renewed every request is answered; one on a used connection may have to be sent again."""
+    """While workers are renewed every request is answered; one on an idle connection may have to be sent again."""
     for fault in result.faults:
         if fault["fault"] != "workers-renew":
             continue

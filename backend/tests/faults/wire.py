@@ -6,7 +6,10 @@ One request at a time on one connection, which is opened when it is needed and k
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple, cast
+from typing import Final, NamedTuple, cast
+
+IDLE_SECONDS: Final = 1.0
+"""A connection that was not used for so long may be closed by the server while the next request is on its way."""
 
 
 class Answer(NamedTuple):
@@ -22,11 +25,11 @@ class Unsent(Exception):
 
 
 class Cut(Exception):
-    """The request was sent, and no whole answer came. `untouched`: on a connection that had been used before, not
-    one byte of an answer came, as when the server closes an idle connection at that moment. `late`: it never ended."""
+    """The request was sent, and no whole answer came. `idle`: the connection had lain idle before, and not one byte
+    of an answer came, as when the server closes it at that moment. `late`: it never ended."""
 
-    def __init__(self, *, untouched: bool = False, late: bool = False) -> None:
-        self.untouched = untouched
+    def __init__(self, *, idle: bool = False, late: bool = False) -> None:
+        self.idle = idle
         self.late = late
         super().__init__("late" if late else "cut")
 
@@ -67,7 +70,8 @@ class _Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Answer] | None = None
         self._heard = bytearray()
-        self._used = False
+        self._answered_at: float | None = None
+        self._idle = False
         self._head: tuple[int, dict[str, str], int, int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,13 +81,14 @@ class _Line(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.gone = True
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(Cut(untouched=self._used and not self._heard))
+            self._waiting.set_exception(Cut(idle=self._idle and not self._heard))
 
     async def ask(self, request: bytes, patience: float, hang_up_after: float | None) -> Answer:
         assert self._transport is not None
         loop = asyncio.get_running_loop()
         self._waiting = loop.create_future()
         self._heard.clear()
+        self._idle = self._answered_at is not None and loop.time() - self._answered_at > IDLE_SECONDS
         self._head = None
         self._transport.write(request)
         bound = loop.call_later(patience, self._give_up)
@@ -94,7 +99,7 @@ class _Line(asyncio.Protocol):
             bound.cancel()
             if leaving is not None:
                 leaving.cancel()
-        self._used = True
+        self._answered_at = loop.time()
         if answer.headers.get("connection", "").lower() == "close":
             self.close()
         return answer
