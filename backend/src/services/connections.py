@@ -35,10 +35,8 @@ else:
 
 log = get_logger(__name__)
 
-# Seconds between two attempts of the healer. Whoever waits for a restart or a failover shall hardly notice how long
-# ago it ended; what is down for longer is asked once a second. Refused credentials are not offered in a hurry.
-_HURRIED, _UNHURRIED, _REFUSED = 0.12, 1.0, 0.6
-_HURRIED_FOR_SECONDS = 30.0
+# Seconds between two attempts of the healer: quick at first, slow after a while, slower where refused.
+_QUICK, _SLOW, _REFUSED, _QUICK_FOR = 0.12, 1.0, 0.6, 30.0
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
 # The deadline of the caller for whom the pool opens a connection.
@@ -269,7 +267,7 @@ class Connections:
 
     async def _heal(self, tried: asyncio.Event | None = None) -> None:
         """Tries until the database is reached. `tried` is set after the first attempt, which may be refused."""
-        attempt, pause, began = 0, 0.0, time.monotonic()
+        attempt, pause, late_at = 0, 0.0, time.monotonic() + _QUICK_FOR
         while not self._closing:
             first = tried is not None and not tried.is_set()
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
@@ -281,8 +279,7 @@ class Connections:
                 diagnosis = diagnose(error)
                 self._count(diagnosis)
                 self.vitality.failure(diagnosis.reason, "connect")
-                hurried = time.monotonic() - began < _HURRIED_FOR_SECONDS
-                pause = _UNHURRIED if not hurried else _REFUSED if diagnosis.fatal else _HURRIED
+                pause = _SLOW if time.monotonic() > late_at else _REFUSED if diagnosis.fatal else _QUICK
                 if first and isinstance(error, ConfigurationError):
                     raise  # a certificate file that cannot be read: the message names it
                 if first and diagnosis.fatal:
