@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -37,6 +38,7 @@ __all__ = [
     "at",
     "postgres_15_binaries",
     "resolving",
+    "tracking_settings",
 ]
 
 
@@ -126,8 +128,30 @@ class Authority:
 # PgBouncer
 
 
+PGBOUNCER = os.environ.get("GROUNDWORK_PGBOUNCER", "pgbouncer")
+"""Another than the one on the PATH may be named: Debian 12 has 1.18, which tracks no prepared statements."""
+
+_TRACKING_SINCE = (1, 21)
+
+
+def _pgbouncer() -> str | None:
+    return shutil.which(PGBOUNCER, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def tracking_settings() -> list[dict[str, str]]:
+    """The settings by which the PgBouncer at hand tracks prepared statements, as Neon's does; none if it is too old."""
+    executable = _pgbouncer()
+    if executable is None:
+        return []
+    said = subprocess.run([executable, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"PgBouncer (\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < _TRACKING_SINCE:
+        return []
+    return [{"max_prepared_statements": "1000"}]
+
+
 class PgBouncer:
-    """Debian's PgBouncer (1.18, no tracking of prepared statements) in front of one server. For `debian` tests.
+    """The PgBouncer at hand in front of one server. For `debian` tests.
 
     `settings` are lines of its `[pgbouncer]` section and beat ours; `tls` is a certificate and its key.
     """
@@ -139,14 +163,12 @@ class PgBouncer:
         pool_mode: str = "transaction",
         settings: Mapping[str, str] | None = None,
         tls: tuple[Path, Path] | None = None,
-        executable: str = "pgbouncer",
     ) -> None:
         self.server = server
         self.port = embedded_processes.free_port()
         self._pool_mode = pool_mode
         self._settings = dict(settings or {})
         self._tls = tls
-        self._executable = executable
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -174,9 +196,7 @@ class PgBouncer:
 
     def start(self) -> None:
         """Start it, and return once it answers. Also starts it again after `stop` or `kill`."""
-        executable = shutil.which(
-            self._executable, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-        )
+        executable = _pgbouncer()
         if executable is None:
             raise RuntimeError(
                 "PgBouncer is missing: apt-get install pgbouncer (`make test-all` does it as root)."

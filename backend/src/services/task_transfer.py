@@ -51,6 +51,9 @@ _CHUNK_LINES: Final = 1_000
 _CHUNK_BYTES: Final = 1 << 20
 # asyncpg's bound on a whole COPY, which may take as long as its reader likes: STALL_SECONDS bounds each piece.
 _COPY_SECONDS: Final = 24 * 3600.0
+_BEGIN_EXPORT: Final = (
+    f"LOCK TABLE {Task.__tablename__} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = 0"
+)
 
 _busy: WeakSet[Any] = WeakSet()
 
@@ -114,7 +117,9 @@ async def _copy(db: Database, owner: UUID, pieces: asyncio.Queue[bytes]) -> None
             raise Unavailable("export-stalled") from None
 
     async with db.transaction(owner=owner, read_only=True) as connection:
-        await connection.execute("SET LOCAL statement_timeout = 0")
+        # COPY looks by a snapshot that it takes before it waits for its table. Where a migration has written the
+        # table anew meanwhile, that finds it empty: so wait for the table first.
+        await connection.execute(_BEGIN_EXPORT)
         # JSON has no control character in it: with these for delimiter and quote, CSV writes it as it is.
         await connection.copy_from_query(
             _everything(owner),

@@ -1,4 +1,5 @@
-"""Behind Debian's PgBouncer 1.18 in transaction mode, which follows no prepared statements; on PostgreSQL 15 and 18.
+"""Behind PgBouncer in transaction mode, on PostgreSQL 15 and 18. Debian's 1.18 follows no prepared statements; one
+that does (1.21 and newer) is tried too where it is at hand, by itself and by the operator's word.
 
 The hot statements run a hundred at once, directly and through the pooler, and never fail for the pooler's sake.
 """
@@ -15,7 +16,7 @@ import asyncpg
 import pytest
 from sqlmodel import select, text
 
-from clusters import PgBouncer, postgres_15_binaries
+from clusters import PgBouncer, postgres_15_binaries, tracking_settings
 from src.config.database import ConnectionSettings, parse
 from src.errors import RequestError
 from src.models import Task, TaskCreate, TaskUpdate, User, UserCreate
@@ -34,15 +35,20 @@ def server(
     return private_postgres(binaries=postgres_15_binaries() if request.param == "15" else None)
 
 
-@pytest.fixture(params=["direct", "pgbouncer"])
+# Neon's pooler tracks. `auto` does without what it offers; an operator may say `tracking`.
+TRACKING = [word for _ in tracking_settings() for word in ("tracking, unsaid", "tracking")]
+
+
+@pytest.fixture(params=["direct", "pgbouncer", *TRACKING])
 def settings(request: pytest.FixtureRequest, server: EmbeddedPostgres) -> Iterator[ConnectionSettings]:
     with ExitStack() as stack:
         if request.param == "direct":
             yield parse(server.url)
         else:
             # Two backends for all: every transaction meets another one than the last.
-            pooler = stack.enter_context(PgBouncer(server, settings={"default_pool_size": "2"}))
-            yield parse(pooler.url)
+            tracks = tracking_settings()[0] if request.param in TRACKING else {}
+            pooler = stack.enter_context(PgBouncer(server, settings={"default_pool_size": "2"} | tracks))
+            yield parse(pooler.url, pooler="tracking" if request.param == "tracking" else "auto")
 
 
 @pytest.fixture
