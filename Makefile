@@ -1,8 +1,8 @@
 # Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants check verify psql openapi clean \
-	reset-database
+.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants check verify psql openapi \
+	bench bench-quick clean reset-database
 
 # The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
 candidates := python3 python3.14 python3.13 python3.12 python3.11
@@ -57,6 +57,12 @@ psql: ## Open psql on the configured or the running embedded database
 
 openapi: ## Print the OpenAPI description
 	$(bootstrap) openapi
+
+bench: ## Measure this service and its peers side by side (about 20 minutes); ARGS="--servers ours,floor"
+	$(bootstrap) bench $(ARGS)
+
+bench-quick: ## See in a minute or two that the benchmark works; its figures say nothing
+	$(bootstrap) bench quick
 
 clean: ## Remove backend/.venv and caches; never data
 	$(bootstrap) clean

@@ -357,7 +357,7 @@ def target_clean(rest):
     caches = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "node_modules"}
     for directory, names, _ in os.walk(ROOT):
         for name in list(names):
-            if name in caches or (directory == BACKEND and name == ".venv"):
+            if name in caches or (name == ".venv" and directory.startswith(BACKEND)):
                 shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
             if name in caches or name in (".venv", ".data", ".git"):
                 names.remove(name)
@@ -461,6 +461,7 @@ TARGETS = {
     "verify": command("verify"),
     "psql": command("psql"),
     "openapi": command("openapi"),
+    "bench": command(module="benchmarks", tests=True),
     "clean": target_clean,
     "reset-database": target_reset_database,
 }

@@ -1,0 +1,1 @@
+"""How much: this service and what people would use instead, on the same data, by one command (`make bench`)."""

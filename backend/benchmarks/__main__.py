@@ -1,0 +1,29 @@
+"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import measuring
+from .servers import SERVERS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="?", default="run", choices=["run", "quick", "contract"])
+    parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
+    parser.add_argument("--operations", default=None, help="which, with commas between them")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
+    parser.add_argument("--rate", type=float, default=200.0, help="requests a second at the fixed rate")
+    parser.add_argument("--out", type=Path, default=None, help="the directory for the results")
+    asked = parser.parse_args()
+    if asked.out is None and asked.what == "run":
+        asked.out = measuring.RESULTS
+    return measuring.main(asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
