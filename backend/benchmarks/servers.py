@@ -57,8 +57,16 @@ def _uvicorn(python: Path, module: str) -> Callable[[Server, int], list[str]]:
     return lambda server, port: [str(python), "-m", "uvicorn", f"{module}:app", "--port", str(port), *words]
 
 
-def _node(file: str) -> Callable[[Server, int], list[str]]:
-    return lambda server, port: ["node", file, str(port)]
+def _node(slug: str, title: str, pool: int) -> Server:
+    directory = PEERS / slug
+    return Server(
+        slug,
+        title,
+        lambda server, port: ["node", "server.js", str(port)],
+        pool,
+        directory=directory,
+        needs=directory / "node_modules" / "installed",
+    )
 
 
 def _ours(server: Server, port: int) -> list[str]:
@@ -78,10 +86,27 @@ SERVERS: Final = {
             "template",
             "FastAPI + SQLModel + psycopg",
             _uvicorn(PEERS_PYTHON, "template"),
-            5,
+            40,
             "offset",
             needs=PEERS_PYTHON,
         ),
+        Server(
+            "orm",
+            "FastAPI + SQLModel + asyncpg",
+            _uvicorn(PEERS_PYTHON, "orm"),
+            8,
+            "offset",
+            needs=PEERS_PYTHON,
+        ),
+        Server(
+            "litestar",
+            "Litestar + msgspec + asyncpg",
+            _uvicorn(PEERS_PYTHON, "litestar_app"),
+            4,
+            needs=PEERS_PYTHON,
+        ),
+        _node("express", "Express + pg", 4),
+        _node("fastify", "Fastify + postgres.js", 4),
     )
 }
 
