@@ -1,4 +1,4 @@
-"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract]`."""
+"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract | profile]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .servers import SERVERS
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", default="run", choices=["run", "quick", "contract"])
+    parser.add_argument("what", nargs="?", default="run", choices=["run", "quick", "contract", "profile"])
     parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 import sys
 import tempfile
@@ -16,17 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from src.services.embedded import EmbeddedPostgres
 
-from . import contract, report
+from . import contract, picture, report
 from .clocks import difference, family, memory_bytes, spent
 from .data import Data, clone, fill, postgres, tidy
 from .installing import install
 from .load import Plan, Window, run
 from .machine import describe
 from .operations import JUDGED, OPERATIONS, Operation
+from .profiling import profile
 from .servers import SERVERS, NotInstalled, Running, Server, database_of, running
 
 WAYS: Final = ("32", "256", "rate")
@@ -67,6 +69,8 @@ def main(asked: argparse.Namespace) -> int:
     if quick:
         wanted = [server for server in wanted if server.needs is None]
     install(wanted)
+    if asked.what == "profile":
+        wanted = [SERVERS["ours"]]
     # A quick run only sees that it works, so few rows do.
     sizes = {"users": 50, "heavy": 1} if quick else {}
     with ground(wanted, sizes) as (server, data, servers):
@@ -75,6 +79,10 @@ def main(asked: argparse.Namespace) -> int:
             say(f"{one.server.title}: {count} answers are as they should be")
         if asked.what == "contract":
             return 0
+        if asked.what == "profile":
+            with tempfile.TemporaryDirectory() as where:
+                print(profile(server, data, servers[0], Path(where), asked.seconds * 4))
+            return 0
         slugs = asked.operations.split(",") if asked.operations else list(OPERATIONS)
         operations = [OPERATIONS[slug] for slug in slugs]
         rounds, seconds = (1, 0.3) if quick else (asked.rounds, asked.seconds)
@@ -82,7 +90,7 @@ def main(asked: argparse.Namespace) -> int:
         for sample in measure(server, data, servers, operations, rounds, seconds, asked.rate):
             samples.append(sample)
         memory = {one.server.slug: memory_of(one) for one in servers}
-    result = {
+    result: dict[str, Any] = {
         "machine": describe(),
         "rounds": rounds,
         "seconds": seconds,
@@ -94,11 +102,21 @@ def main(asked: argparse.Namespace) -> int:
     text = report.text(result)
     print(text)
     if asked.out is not None:
-        report.write(result, text, asked.out)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        (asked.out / "results.json").write_text(as_json(result))
+        (asked.out / "results.txt").write_text(text)
+        (asked.out / "picture.svg").write_text(picture.draw(result))
     wrong = {f"{s.server} {s.operation}": s.errors for s in samples if s.errors}
     for where, errors in wrong.items():
         say(f"errors: {where} {errors}")
     return 1 if wrong and quick else 0
+
+
+def as_json(result: Mapping[str, Any]) -> str:
+    """A sample a line, so that two runs can be compared by eye."""
+    head = json.dumps({name: value for name, value in result.items() if name != "samples"}, indent=1)
+    samples = ",\n".join(f"  {json.dumps(sample)}" for sample in result["samples"])
+    return head.removesuffix("\n}") + f',\n "samples": [\n{samples}\n ]\n}}\n'
 
 
 def say(text: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from . import targets
@@ -168,9 +166,3 @@ def table(head: list[str], rows: list[list[str]]) -> str:
         return "  ".join([row[0].ljust(widths[0]), *cells]).rstrip()
 
     return "\n".join([aligned(head), "  ".join("-" * width for width in widths), *map(aligned, rows)])
-
-
-def write(result: Mapping[str, Any], printed: str, where: Path) -> None:
-    where.mkdir(parents=True, exist_ok=True)
-    (where / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (where / "results.txt").write_text(printed)
