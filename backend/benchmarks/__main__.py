@@ -1,4 +1,4 @@
-"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract | profile]`."""
+"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract | profile | micro]`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import measuring
+from . import measuring, micro
 from .servers import SERVERS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", default="run", choices=["run", "quick", "contract", "profile"])
+    parser.add_argument(
+        "what", nargs="?", default="run", choices=["run", "quick", "contract", "profile", "micro"]
+    )
     parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second at the fixed rate")
     parser.add_argument("--out", type=Path, default=None, help="the directory for the results")
+    parser.add_argument("--instructions", action="store_true", help="micro: count them too, by valgrind")
     asked = parser.parse_args()
+    if asked.what == "micro":
+        print(micro.main(instructions=asked.instructions))
+        return 0
     if asked.out is None and asked.what == "run":
         asked.out = measuring.RESULTS
     return measuring.main(asked)
