@@ -1,4 +1,4 @@
-"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract | profile | micro]`."""
+"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract | profile | micro | growth]`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import measuring, micro
+from . import growth, measuring, micro
 from .servers import SERVERS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", default="run", choices=["run", "quick", "contract", "profile", "micro"]
+        "what", nargs="?", default="run", choices=["run", "quick", "contract", "profile", "micro", "growth"]
     )
     parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
@@ -25,6 +25,9 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.what == "micro":
         print(micro.main(instructions=asked.instructions))
+        return 0
+    if asked.what == "growth":
+        print(growth.main(asked.rounds, asked.seconds))
         return 0
     if asked.out is None and asked.what == "run":
         asked.out = measuring.RESULTS

@@ -112,13 +112,16 @@ def fill(
     each: int = TASKS_EACH,
     heavy: int = HEAVY_USERS,
     heavy_each: int = HEAVY_TASKS_EACH,
+    *,
+    database: str = TEMPLATE,
+    most_told: int = USERS,
 ) -> Data:
-    """Makes the database `TEMPLATE` anew, and tells what is in it."""
+    """Makes the database anew, and tells what is in it: of the heavy users all, of the others the first few."""
 
     async def work() -> Data:
-        await _recreate(server, TEMPLATE, f'"{NAME}"')
-        await asyncio.to_thread(migrate, server, TEMPLATE)
-        connection = await asyncpg.connect(server.url_for(TEMPLATE))
+        await _recreate(server, database, f'"{NAME}"')
+        await asyncio.to_thread(migrate, server, database)
+        connection = await asyncpg.connect(server.url_for(database))
         try:
             await connection.execute("SET synchronous_commit = off")
             await connection.execute(_PEOPLE, 1, users + heavy)
@@ -129,7 +132,13 @@ def fill(
             rows = await connection.fetch(
                 "SELECT t.user_id, t.id, to_json(t.created_at) #>> '{}' AS created_at,"
                 " split_part(u.email, '@', 1) AS name"
-                " FROM tasks t JOIN users u ON u.id = t.user_id ORDER BY t.user_id, t.created_at DESC, t.id DESC"
+                " FROM tasks t JOIN users u ON u.id = t.user_id"
+                " WHERE u.id = ANY (SELECT md5('user' || n)::uuid FROM generate_series(1, $1::int) AS n"
+                "                   WHERE n <= $2::int OR n > $3::int)"
+                " ORDER BY t.user_id, t.created_at DESC, t.id DESC",
+                users + heavy,
+                most_told,
+                users,
             )
         finally:
             await connection.close()

@@ -23,7 +23,7 @@ from src.services.embedded import EmbeddedPostgres
 
 from . import contract, picture, report
 from .clocks import difference, family, memory_bytes, spent
-from .data import Data, clone, fill, postgres, tidy
+from .data import HEAVY_USERS, USERS, Data, clone, fill, postgres, tidy
 from .installing import install
 from .load import Plan, Window, run
 from .machine import describe
@@ -72,7 +72,7 @@ def main(asked: argparse.Namespace) -> int:
     if asked.what == "profile":
         wanted = [SERVERS["ours"]]
     # A quick run only sees that it works, so few rows do.
-    sizes = {"users": 50, "heavy": 1} if quick else {}
+    sizes = (50, 1) if quick else (USERS, HEAVY_USERS)
     with ground(wanted, sizes) as (server, data, servers):
         for one in servers:
             count = contract.check(one, server, data)
@@ -125,7 +125,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def ground(
-    wanted: Sequence[Server], sizes: Mapping[str, int]
+    wanted: Sequence[Server], sizes: tuple[int, int]
 ) -> Iterator[tuple[EmbeddedPostgres, Data, list[Running]]]:
     """PostgreSQL with the data, and every server of `wanted` that is installed, each on a database of its own."""
     with ExitStack() as stack:
@@ -134,7 +134,7 @@ def ground(
         where.chmod(0o755)
         server = stack.enter_context(postgres(where / "postgres"))
         say("PostgreSQL is started; filling it ...")
-        data = fill(server, **sizes)
+        data = fill(server, users=sizes[0], heavy=sizes[1])
         servers = []
         for one in wanted:
             database = database_of(one)
