@@ -1,7 +1,7 @@
 # Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants check verify psql openapi \
+.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants fuzz check verify psql openapi \
 	bench bench-quick clean reset-database
 
 # The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
@@ -45,6 +45,9 @@ faults: ## Load a service while everything goes wrong, then compare (3 minutes);
 
 mutants: ## Break the service in twenty ways, and see that make faults would find each; ARGS="ignores-the-key"
 	$(bootstrap) mutants $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(SEED),--seed "$(SEED)") $(ARGS)
+
+fuzz: ## Let schemathesis, hypothesis and the corpora look for faults; SECONDS=600 SEED=1
+	$(bootstrap) fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 check: ## Run ruff, mypy --strict, and the tests of house and documents
 	$(bootstrap) check

@@ -457,6 +457,7 @@ TARGETS = {
     "test-neon": target_test_neon,
     "faults": command("run", module="tests.faults", tests=True),
     "mutants": command("mutants", module="tests.faults", tests=True),
+    "fuzz": command(module="tests.fuzzing", tests=True),
     "check": target_check,
     "verify": command("verify"),
     "psql": command("psql"),
