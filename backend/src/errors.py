@@ -14,7 +14,7 @@
         ├── PreconditionRequired    428
         ├── TooManyRequests         429
         ├── Unavailable             503, nothing was written
-        │   ├── Overloaded          503, every connection is busy
+        │   ├── Overloaded          503, more is asked than can be done
         │   └── Refused             503, the database forbids it: rights, disk full, read-only
         ├── OutcomeUnknown          504, a write was sent and not answered
         └── InternalFault           500, ours
@@ -207,8 +207,11 @@ class Unavailable(RequestError):
 
 class Overloaded(Unavailable):
     slug = "overloaded"
-    title = "Every connection is busy"
-    meaning = "No connection came free in time. Nothing was written. Repeat after `Retry-After` seconds."
+    title = "More is asked than can be done"
+    meaning = (
+        "No connection comes free in time, or too many requests are under way. Nothing was written. Repeat after "
+        "`Retry-After` seconds."
+    )
 
 
 class Refused(Unavailable):

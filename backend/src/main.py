@@ -104,6 +104,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         RequestMiddleware,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
+        max_under_way=settings.max_requests_under_way,
         larger={
             f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
             f"{tasks.PREFIX}/import": settings.max_import_bytes,

@@ -18,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .api import problems
+from .api.middleware import TURNED_AWAY
 from .config.logging import get_logger
 from .deadlines import Bounds, Watch
 from .errors import RequestError, TooManyRequests
@@ -27,6 +28,8 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 MAX_PIPELINED = 64
 """Requests that may wait on one connection for the answers to those before them."""
+HOLD_SECONDS = 1.0
+"""How long a connection is not read after a request of it was turned away: what its Retry-After says."""
 _VERSIONS = ("1.1", "1.0")
 # A socket that is closed over unread input is reset, and the reset may overtake the answer: read on for a while.
 _LINGER_SECONDS = 1.0
@@ -71,6 +74,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unsent = 0
         self._untouched_since = 0.0
         self._gone_by: float | None = None
+        self._held_until: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -116,6 +120,9 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._refused or self.transport.is_closing():
             return
         elif self.flow.read_paused:
+            if self._held_until is not None and now >= self._held_until:
+                self._held_until = None
+                self.flow.resume_reading()
             self._since, self._stretch = now, None
         elif self._awaits is Awaits.HEAD:
             if now - self._since > self._watch.bounds.head_seconds:
@@ -265,7 +272,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         if not self.pipeline:
-            self.flow.resume_reading()
+            if TURNED_AWAY in self.cycle.scope["state"]:
+                # Whoever does not wait as he was asked would keep us busy with turning him away.
+                self._held_until = self.loop.time() + HOLD_SECONDS
+                self.flow.pause_reading()
+            else:
+                self.flow.resume_reading()
         if self._awaits is Awaits.NOTHING:
             self._since = self.loop.time()
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from src.api import problems
+from src.api.middleware import TURNED_AWAY
 from tests.speaking import Answer, Line, serving
 
 SOON = {
@@ -200,3 +201,28 @@ async def test_with_too_many_connections_those_that_wait_longest_make_room() -> 
         await old[-1].say(GET)
         assert (await old[-1].answer())[0] == 200
         assert (await busy.answer())[0] == 200
+
+
+async def test_r4_a_connection_that_was_turned_away_is_not_read_for_as_long_as_it_was_asked_to_wait() -> None:
+    asked = []
+
+    async def overloaded(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        scope["state"][TURNED_AWAY] = True
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(overloaded) as server:
+        line = await server.line()
+        for number in range(2):
+            await line.say(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+            assert (await line.answer())[0] == 503
+            await line.say(b"GET /%d-again HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+            await asyncio.sleep(0.2)
+            # Others are answered meanwhile.
+            other = await server.line()
+            await other.say(b"GET /other HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await other.answer())[0] == 503
+            assert f"/{number}-again" not in asked
+            assert (await line.answer())[0] == 503
+            asked.clear()

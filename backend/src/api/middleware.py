@@ -1,7 +1,8 @@
 """What happens around every request: one raw ASGI middleware, because each layer costs every request.
 
-It gives the request an id, bounds its body, tells browsers which pages may read the answer, turns an unexpected
-exception into a 500 problem, counts and times the answer under its route template, and writes one log line.
+It gives the request an id, turns it away where too many are under way, bounds its body, tells browsers which pages
+may read the answer, turns an unexpected exception into a 500 problem, counts and times the answer under its route
+template, and writes one log line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import itertools
 import os
 import re
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from ..config.logging import get_logger
 from ..config.redaction import redact_text
-from ..errors import GroundworkError, InternalFault, OutcomeUnknown, RequestError, Unavailable
+from ..errors import GroundworkError, InternalFault, OutcomeUnknown, Overloaded, RequestError, Unavailable
 from ..services.metrics import Metrics
 from . import problems
 from .cors import Cors
@@ -32,6 +34,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
+TURNED_AWAY = "turned_away"
+"""In the request's state when it was turned away at once, for the protocol to know."""
 # No answer is for guessing at, and no address of ours (it may name a task) is for the next site to know.
 _ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 # These libraries quote values (parameters, keys of rows, inputs) in their messages.
@@ -41,7 +45,10 @@ log = get_logger("groundwork.http")
 
 
 class RequestMiddleware:
-    """`Metrics` counts what passes; `max_body_bytes` bounds what comes in, `larger` does so for the paths in it."""
+    """`Metrics` counts what passes; `max_body_bytes` bounds what comes in, `larger` does so for the paths in it.
+
+    `max_under_way` is how many requests may be worked on at a time (None: any number); probes do not count.
+    """
 
     def __init__(
         self,
@@ -50,12 +57,17 @@ class RequestMiddleware:
         max_body_bytes: int,
         larger: Mapping[str, int] | None = None,
         cors: Cors | None = None,
+        max_under_way: int | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.larger = larger or {}
         self.cors = cors
+        self.max_under_way = sys.maxsize if max_under_way is None else max_under_way
+        self._under_way = 0
+        self._turned_away = 0
+        self._told_at = float("-inf")
         # A random start and a counter: unique without asking the kernel for random bytes at every request.
         self._prefix = os.urandom(8).hex()
         self._count = itertools.count(1)
@@ -128,8 +140,13 @@ class RequestMiddleware:
 
         unexpected: BaseException | None = None
         context = bind_contextvars(request_id=text_id)
+        self._under_way += 1
         try:
-            if announced > bound:
+            if self._under_way > self.max_under_way and scope["path"] not in _PROBES:
+                # What brought it is not read on for as long as it was asked to wait.
+                state[TURNED_AWAY] = True
+                await say(Overloaded("too-many-requests-under-way"))
+            elif announced > bound:
                 await say(problems.TooLarge())
             elif self.cors is not None and (permission := self.cors.preflight(scope)) is not None:
                 await permission(inner, receive, finished_send)
@@ -154,13 +171,25 @@ class RequestMiddleware:
             if not status:
                 await say(RequestError())
         finally:
+            self._under_way -= 1
             seconds = time.perf_counter() - started_at
             route = route_of(inner)
             known = method if method in _METHODS else "OTHER"
             # No status at all is an application that returned without answering: the server says 500.
             self.metrics.request(known, route, status or 500, seconds)
-            self._log(known, route, status or 500, seconds, state.get("problem"), unexpected)
+            if TURNED_AWAY in state:
+                self._log_overload()
+            else:
+                self._log(known, route, status or 500, seconds, state.get("problem"), unexpected)
             reset_contextvars(**context)
+
+    def _log_overload(self) -> None:
+        """One line a second for all that were turned away: a line for each would be a load of its own."""
+        self._turned_away += 1
+        now = time.perf_counter()
+        if now - self._told_at >= 1.0:
+            log.warning("requests.turned_away", count=self._turned_away, under_way=self._under_way)
+            self._turned_away, self._told_at = 0, now
 
     def _log(
         self,

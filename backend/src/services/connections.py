@@ -23,6 +23,7 @@ from ..config.logging import get_logger
 from ..errors import ConfigurationError, Overloaded, Unavailable
 from . import hosts
 from .faults import Diagnosis, as_refusal, as_request_error, diagnose
+from .line import Line, NoProspect
 from .vitality import PoolObservation, Vitality
 
 if TYPE_CHECKING:
@@ -75,12 +76,10 @@ class Connections:
         self.pooler = settings.pooler
         self.server_version: str | None = None
         self.read_only = False
-        self.waiting = 0
         self._greet: Callable[[Connection], Awaitable[None]] = _no_greeting
         self._metrics = metrics
         self._pool: asyncpg.Pool[Any] | None = None
-        self._queue = asyncio.Semaphore(limits.pool_size)
-        self._in_use = 0
+        self._line = Line(limits.pool_size, limits.pool_wait_seconds)
         self._healer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._last_exhaustion_log = float("-inf")
@@ -121,7 +120,7 @@ class Connections:
     async def acquire(self, deadline: float) -> Connection:
         """A connection to an open socket, in the order of arrival.
 
-        Raises `Overloaded` when none comes free within `pool_wait_seconds`, `Unavailable` when the database
+        Raises `Overloaded` when none comes free within `pool_wait_seconds`, or will, `Unavailable` when the database
         cannot be reached. Nothing has been sent when it raises.
         """
         started = time.monotonic()
@@ -176,7 +175,7 @@ class Connections:
     @property
     def idle_available(self) -> bool:
         """Whether a caller would get its turn at once."""
-        return not self._queue.locked()
+        return not self._line.full
 
     def lost(self, diagnosis: Diagnosis, *, waited_seconds: float | None = None) -> None:
         """A lent connection was lost. A statement unanswered for a command timeout (None), or for longer than the
@@ -197,7 +196,7 @@ class Connections:
 
     def observe(self) -> PoolObservation:
         opened = self._pool.get_size() if self._pool is not None else 0
-        return PoolObservation(self.limits.pool_size, opened, self._in_use, self.waiting)
+        return PoolObservation(self.limits.pool_size, opened, self._line.inside, self._line.waiting)
 
     async def _admit(self, deadline: float) -> None:
         since = self.vitality.outage_since
@@ -208,31 +207,21 @@ class Connections:
             raise Unavailable(self.vitality.reason or "connecting")
 
     async def _wait_in_line(self, deadline: float) -> None:
-        if self._queue.locked():
+        try:
             # Waiting for the healer has a bound of its own, so this one begins here.
-            left = min(self.limits.pool_wait_seconds, deadline - time.monotonic())
-            self.waiting += 1
-            try:
-                async with asyncio.timeout(max(left, 0)):
-                    await self._queue.acquire()
-            except TimeoutError:
-                self._log_exhaustion()
-                raise Overloaded("pool-exhausted") from None
-            finally:
-                self.waiting -= 1
-        else:
-            await self._queue.acquire()
-        self._in_use += 1
+            await self._line.enter(deadline - time.monotonic())
+        except NoProspect:
+            self._log_exhaustion()
+            raise Overloaded("pool-exhausted") from None
 
     def _leave(self) -> None:
-        self._in_use -= 1
-        self._queue.release()
+        self._line.leave()
 
     def _log_exhaustion(self) -> None:
         now = time.monotonic()
         if now - self._last_exhaustion_log >= 1.0:
             self._last_exhaustion_log = now
-            log.warning("database.pool_exhausted", size=self.limits.pool_size, waiting=self.waiting)
+            log.warning("database.pool_exhausted", size=self.limits.pool_size, waiting=self._line.waiting)
 
     async def _could_not_connect(self, error: Exception, deadline: float) -> None:
         """Returns when it is worth another try, raises what the caller is to be told otherwise."""
@@ -304,8 +293,7 @@ class Connections:
                 self._pool = await self._make_pool()
             if self.idle_available:
                 # The connection stays in the pool, so the first caller finds it open.
-                await self._queue.acquire()
-                self._in_use += 1
+                await self._line.enter(patience)
                 try:
                     connection: Connection = await self._pool.acquire()  # type: ignore[assignment]
                 except BaseException:

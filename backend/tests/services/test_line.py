@@ -1,0 +1,76 @@
+"""The line in front of the connections is fair, and tells at once whom it would tell too late."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from src.services.line import Line, NoProspect
+
+
+async def work(line: Line, seconds: float, done: list[int], number: int) -> None:
+    await line.enter(60)
+    try:
+        await asyncio.sleep(seconds)
+        done.append(number)
+    finally:
+        line.leave()
+
+
+async def test_places_are_given_in_the_order_of_arrival() -> None:
+    line, done = Line(1, 60), list[int]()
+    await asyncio.gather(*(work(line, 0, done, number) for number in range(50)))
+    assert done == list(range(50))
+    assert (line.inside, line.waiting, line.full) == (0, 0, False)
+
+
+async def test_who_would_not_get_in_before_his_patience_ends_is_told_so_at_once() -> None:
+    """One leaves every tenth of a second, so of ten seconds' worth of callers few can have a prospect."""
+    line, done = Line(1, 1.0), list[int]()
+    first = [asyncio.create_task(work(line, 0.1, done, number)) for number in range(6)]
+    while len(done) < 3:
+        await asyncio.sleep(0.01)
+    waiting = [asyncio.create_task(work(line, 0.1, done, number)) for number in range(6, 100)]
+    await asyncio.sleep(0)
+    turned_away = [task for task in waiting if task.done()]
+    assert len(turned_away) > 50
+    assert all(isinstance(task.exception(), NoProspect) for task in turned_away)
+    await asyncio.gather(*first, *waiting, return_exceptions=True)
+    # Those that were let in line did get in: nobody waited for nothing, but for what a busy machine adds.
+    served = [task for task in waiting if task.exception() is None]
+    assert len(served) >= (len(waiting) - len(turned_away)) // 2
+    assert (line.inside, line.waiting) == (0, 0)
+
+
+async def test_a_burst_that_goes_through_quickly_is_let_in_as_a_whole() -> None:
+    line, done = Line(4, 5.0), list[int]()
+    await asyncio.gather(*(work(line, 0, done, number) for number in range(2000)))
+    assert len(done) == 2000
+
+
+async def test_what_was_slow_before_is_not_held_against_those_who_come_later() -> None:
+    line, done = Line(1, 0.5), list[int]()
+    await asyncio.gather(*(work(line, 0.2, done, number) for number in range(3)), return_exceptions=True)
+    done.clear()
+    await asyncio.gather(*(work(line, 0, done, number) for number in range(100)))
+    assert len(done) == 100
+
+
+async def test_who_hangs_up_in_the_line_leaves_no_trace() -> None:
+    line = Line(1, 60)
+    await line.enter(60)
+    waiting = [asyncio.create_task(line.enter(60)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    line.leave()
+    assert (line.inside, line.waiting, line.full) == (0, 0, False)
+
+
+async def test_no_time_left_is_no_prospect() -> None:
+    line = Line(1, 60)
+    await line.enter(60)
+    with pytest.raises(NoProspect):
+        await line.enter(-1)
