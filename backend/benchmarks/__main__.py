@@ -1,4 +1,4 @@
-"""`make bench`, and its parts: `python -m benchmarks [run | quick | contract | profile | micro | growth]`."""
+"""`make bench`, and its parts: `make bench ARGS=growth`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .servers import SERVERS
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", default="run", choices=["run", "quick", "contract", "profile", "micro", "growth"]
+        "what",
+        nargs="?",
+        default="run",
+        choices=["run", "quick", "contract", "profile", "micro", "growth", "statements"],
     )
     parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
