@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from . import growth, measuring, micro
+from .data import USERS
 from .servers import SERVERS
 
 
@@ -20,6 +21,10 @@ def main() -> int:
     )
     parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
+    parser.add_argument(
+        "--ways", default=",".join(measuring.WAYS), help="32 and 256 connections, a fixed rate"
+    )
+    parser.add_argument("--users", type=int, default=USERS, help="people with 100 tasks each")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long one measurement takes")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second at the fixed rate")

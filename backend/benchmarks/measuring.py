@@ -23,7 +23,7 @@ from src.services.embedded import EmbeddedPostgres
 
 from . import contract, picture, report, statements
 from .clocks import difference, family, memory_bytes, spent
-from .data import HEAVY_USERS, USERS, Data, clone, fill, postgres, tidy
+from .data import HEAVY_USERS, Data, clone, fill, postgres, tidy
 from .installing import install
 from .load import Plan, Window, run
 from .machine import describe
@@ -72,7 +72,7 @@ def main(asked: argparse.Namespace) -> int:
     if asked.what in ("profile", "statements"):
         wanted = [SERVERS["ours"]] if asked.what == "profile" else []
     # A quick run only sees that it works, so few rows do.
-    sizes = (50, 1) if quick else (USERS, HEAVY_USERS)
+    sizes = (50, 1) if quick else (asked.users, HEAVY_USERS)
     with ground(wanted, sizes) as (server, data, servers):
         for one in servers:
             count = contract.check(one, server, data)
@@ -90,7 +90,9 @@ def main(asked: argparse.Namespace) -> int:
         operations = [OPERATIONS[slug] for slug in slugs]
         rounds, seconds = (1, 0.3) if quick else (asked.rounds, asked.seconds)
         samples: list[Sample] = []
-        for sample in measure(server, data, servers, operations, rounds, seconds, asked.rate):
+        for sample in measure(
+            server, data, servers, operations, rounds, seconds, asked.rate, asked.ways.split(",")
+        ):
             samples.append(sample)
         memory = {one.server.slug: memory_of(one) for one in servers}
     result: dict[str, Any] = {
@@ -157,6 +159,7 @@ def measure(
     rounds: int,
     seconds: float,
     rate: float,
+    ways: Sequence[str] = WAYS,
 ) -> Iterator[Sample]:
     numbers = itertools.count(int(time.time()) << 16, 1 << 20)
     prepared = {
@@ -189,7 +192,7 @@ def measure(
     for number in range(rounds):
         tidy(server, [one.database for one in servers])
         idle = idling(server, servers)
-        for operation, way in turns(operations):
+        for operation, way in turns(operations, ways):
             order = list(servers)
             random.Random(f"{number} {operation.slug} {way}").shuffle(order)
             for one in order:
@@ -202,11 +205,11 @@ def measure(
                 yield sample
 
 
-def turns(operations: Sequence[Operation]) -> list[tuple[Operation, str]]:
+def turns(operations: Sequence[Operation], ways: Sequence[str]) -> list[tuple[Operation, str]]:
     return [
         (operation, way)
         for operation in operations
-        for way in WAYS
+        for way in ways
         if way == "32" or operation.slug in JUDGED
     ]
 
