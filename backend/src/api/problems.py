@@ -313,6 +313,8 @@ SENTENCES: Mapping[str, str] = {
     "text_nul": "Has to be without the character U+0000.",
     "text_surrogate": "Has to be valid Unicode.",
     "timestamp_range": "Has to lie in the years 1 to 9999 in UTC.",
+    "password_too_long": "Has to have at most {most} bytes in UTF-8.",
+    "password_common": "Is one of the most common passwords, which are tried first.",
     "text_blank": "Has to hold more than white space.",
     "enum": "Has to be one of: {expected}.",
     "literal_error": "Has to be one of: {expected}.",
