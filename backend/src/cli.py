@@ -18,7 +18,8 @@ import typer
 from . import terminal
 from .cli_keys import keys
 from .cli_migrate import migrate
-from .cli_rows import task, user
+from .cli_rows import task
+from .cli_users import user
 from .errors import ConfigurationError, Conflict, GroundworkError, Invalid, NotFound, OutcomeUnknown
 from .version import VERSION
 
@@ -251,18 +252,19 @@ def openapi() -> None:
 
 @app.command()
 def sweep() -> None:
-    """Delete the expired idempotency keys of every user, and print how many they were.
+    """Delete the expired idempotency keys and sessions of every user, and print how many they were.
 
-    Keyed writes take their own user's along; run this once a day for users who write no more.
+    Keyed writes and log-ins take their own user's along; run this once a day for users who do neither any more.
     """
     import asyncio
 
     from .config.settings import migration_connection
-    from .services import attach, idempotency
+    from .services import accounts, attach, idempotency
 
     async def work() -> int:
         async with attach.connected(migration_connection(settings)) as connection:
-            return await idempotency.sweep(connection, settings.idempotency_hours)
+            keys = await idempotency.sweep(connection, settings.idempotency_hours)
+            return keys + await accounts.sweep(connection)
 
     terminal.quiet_logs()
     settings, _ = attach.settings()

@@ -1,4 +1,4 @@
-"""`python -m src user ...` and `python -m src task ...`: users and their tasks, without the HTTP in between."""
+"""`python -m src task ...`: a user's tasks, without the HTTP in between; and what all commands about rows share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 from uuid import UUID
@@ -16,7 +16,6 @@ from uuid import UUID
 import typer
 
 from . import terminal
-from .errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from .services.database import Database
@@ -24,92 +23,11 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-LONGEST_MINUTES = 30 * 24 * 60
-
-user = typer.Typer(help="Add, list and delete users, and speak for them.", **terminal.PLAIN)
 task = typer.Typer(help="Add, list, finish, delete, import and export a user's tasks.", **terminal.PLAIN)
 
 Email = Annotated[str, typer.Argument(metavar="EMAIL", help="The user's e-mail address.")]
 TaskId = Annotated[UUID, typer.Argument(metavar="TASK_ID", help="The task's id, as `task list` shows it.")]
 Limit = Annotated[int, typer.Option(min=1, max=200, help="How many rows at most.")]
-
-
-@user.command("add")
-def user_add(email: Email) -> None:
-    """Make a user; prints the row as JSON."""
-    from .models import UserCreate
-    from .services import users
-
-    new = _shaped(UserCreate, email=email)
-    try:
-        row = _with_database(lambda database: users.create(database, new))
-    except Conflict:
-        raise Conflict(f"There is a user {new.email} already.") from None
-    _emit_row(row)
-
-
-@user.command("list")
-def user_list(limit: Limit = 50) -> None:
-    """List users.
-
-    A table on a terminal, else one JSON object a line.
-    """
-    from .services import users
-
-    _emit_rows(
-        _with_database(lambda database: users.page(database, limit=limit)),
-        ("id", "email", "created_at"),
-        limit,
-    )
-
-
-@user.command("delete")
-def user_delete(email: Email, yes: terminal.Yes = False) -> None:
-    """Delete a user with all tasks."""
-    from .services import users
-    from .services.ownership import Known
-
-    address = _address(email)
-    terminal.confirm(f"Delete {address} and all their tasks?", yes)
-
-    async def work(database: Database) -> None:
-        await users.delete(database, Known(await _owner(database, address)))
-
-    _with_database(work)
-    terminal.say(f"Deleted {address}.")
-
-
-@user.command("token")
-def user_token(
-    email: Email,
-    create: Annotated[bool, typer.Option("--create", help="Make the user first if there is none.")] = False,
-    minutes: Annotated[
-        int, typer.Option(min=1, max=LONGEST_MINUTES, help="For how long it is accepted.")
-    ] = 60,
-) -> None:
-    """Print an access token that speaks for a user.
-
-    Send it as `Authorization: Bearer <token>`. Whoever has it is that user until it ends.
-    """
-    from .models import UserCreate
-    from .services import attach, users
-    from .services.signing import SigningKeys
-
-    address = _address(email)
-    # First, so that nobody is made when no token can be.
-    keys = SigningKeys.from_settings(attach.settings()[0])
-
-    async def work(database: Database) -> UUID:
-        if create:
-            with suppress(Conflict):
-                return UUID(json.loads(await users.create(database, UserCreate(email=address)))["id"])
-        return await _owner(database, address)
-
-    try:
-        user_id = _with_database(work)
-    except NotFound:
-        raise NotFound(f"There is no user {address}. Make one with --create.") from None
-    terminal.emit(keys.mint(user_id, address, minutes * 60))
 
 
 @task.command("add")
@@ -122,13 +40,13 @@ def task_add(
     from .models import TaskCreate
     from .services import tasks
 
-    address, new = _address(email), _shaped(TaskCreate, title=title, description=description)
+    address, new = address_of(email), shaped(TaskCreate, title=title, description=description)
 
     async def work(database: Database) -> str:
-        author = tasks.Known(await _owner(database, address))
+        author = tasks.Known(await owner_of(database, address))
         return (await tasks.create(database, author, new)).body
 
-    _emit_row(_with_database(work))
+    emit_row(with_database(work))
 
 
 @task.command("list")
@@ -143,12 +61,12 @@ def task_list(
     """
     from .services import tasks
 
-    address, query = _address(email), tasks.PageQuery(limit=limit, is_completed=completed)
+    address, query = address_of(email), tasks.PageQuery(limit=limit, is_completed=completed)
 
     async def work(database: Database) -> str:
-        return (await tasks.page(database, await _owner(database, address), query)).items
+        return (await tasks.page(database, await owner_of(database, address), query)).items
 
-    _emit_rows(_with_database(work), ("id", "is_completed", "title", "created_at"), limit)
+    emit_rows(with_database(work), ("id", "is_completed", "title", "created_at"), limit)
 
 
 @task.command("done")
@@ -157,13 +75,13 @@ def task_done(email: Email, task_id: TaskId) -> None:
     from .models import TaskUpdate
     from .services import tasks
 
-    address, change = _address(email), _shaped(TaskUpdate, is_completed=True)
+    address, change = address_of(email), shaped(TaskUpdate, is_completed=True)
 
     async def work(database: Database) -> str:
-        author = tasks.Known(await _owner(database, address))
+        author = tasks.Known(await owner_of(database, address))
         return (await tasks.update(database, author, task_id, change)).body
 
-    _emit_row(_with_database(work))
+    emit_row(with_database(work))
 
 
 @task.command("delete")
@@ -171,12 +89,12 @@ def task_delete(email: Email, task_id: TaskId) -> None:
     """Delete a task."""
     from .services import tasks
 
-    address = _address(email)
+    address = address_of(email)
 
     async def work(database: Database) -> None:
-        await tasks.delete(database, tasks.Known(await _owner(database, address)), task_id)
+        await tasks.delete(database, tasks.Known(await owner_of(database, address)), task_id)
 
-    _with_database(work)
+    with_database(work)
     terminal.say(f"Deleted {task_id}.")
 
 
@@ -193,18 +111,18 @@ def task_import(
     """
     from .services import task_transfer, tasks
 
-    address = _address(email)
+    address = address_of(email)
     with _opened(file) as lines:
         progress = terminal.Progress("Importing", sum(1 for line in lines if line.strip()))
         lines.seek(0)
 
         async def work(database: Database) -> int:
-            author = tasks.Known(await _owner(database, address))
+            author = tasks.Known(await owner_of(database, address))
             loaded = await task_transfer.load(database, author, lines, on_progress=progress.to)
             return loaded.count
 
         try:
-            count = _with_database(work)
+            count = with_database(work)
         finally:
             progress.end()
     terminal.say(f"Added {count} tasks to {address}.")
@@ -215,10 +133,10 @@ def task_export(email: Email) -> None:
     """Print all of a user's tasks as NDJSON, one a line, the oldest first."""
     from .services import task_transfer, tasks
 
-    address = _address(email)
+    address = address_of(email)
 
     async def work(database: Database) -> None:
-        owner = await _owner(database, address)
+        owner = await owner_of(database, address)
         counted = await tasks.page(database, owner, tasks.PageQuery(limit=1, count="exact"))
         progress = terminal.Progress("Exporting", counted.count or 0)
         count, begun = 0, b""
@@ -232,7 +150,7 @@ def task_export(email: Email) -> None:
         finally:
             progress.end()
 
-    _with_database(work)
+    with_database(work)
 
 
 @contextmanager
@@ -248,7 +166,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         raise terminal.UsageError(f"The file cannot be read: {error.strerror}.") from None
 
 
-def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+def with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     """Run `work` on the configured database, or on the running embedded one."""
     from .config.settings import migration_connection
     from .services import attach
@@ -269,20 +187,20 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-async def _owner(database: Database, address: str) -> UUID:
+async def owner_of(database: Database, address: str) -> UUID:
     from .services import users
 
     return UUID(json.loads(await users.find(database, address))["id"])
 
 
-def _address(email: str) -> str:
+def address_of(email: str) -> str:
     """The address as it is stored."""
     from .models import UserCreate
 
-    return _shaped(UserCreate, email=email).email
+    return shaped(UserCreate, email=email).email
 
 
-def _shaped(shape: type[S], **values: Any) -> S:
+def shaped(shape: type[S], **values: Any) -> S:
     """The values as a shape; what is wrong with them is told without quoting them."""
     from pydantic import ValidationError
 
@@ -294,11 +212,11 @@ def _shaped(shape: type[S], **values: Any) -> S:
     raise terminal.UsageError(f"{said}.")
 
 
-def _emit_row(row: str) -> None:
+def emit_row(row: str) -> None:
     terminal.emit_json(json.loads(row))
 
 
-def _emit_rows(page: str, columns: Sequence[str], limit: int) -> None:
+def emit_rows(page: str, columns: Sequence[str], limit: int) -> None:
     found = json.loads(page)
     terminal.rows(found, columns)
     if len(found) == limit:

@@ -5,6 +5,9 @@
     ├── DatabaseRefused             the server turned us away for good: password, database, certificate
     └── RequestError                what an answer can say
         ├── Unauthenticated         401
+        │   └── LogInFailed         401, e-mail and password do not belong together
+        ├── WrongPassword           403, the current password that a change asks for
+        ├── SignUpClosed            403
         ├── NotFound                404
         ├── Conflict                409
         ├── PreconditionFailed      412, the version in If-Match is not the one that is stored
@@ -143,6 +146,39 @@ class Unauthenticated(RequestError):
     def __init__(self, reason: str = "no-token", detail: str | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class LogInFailed(Unauthenticated):
+    """Says the same whether there is no such account, its password is another, or it is disabled."""
+
+    slug = "log-in-failed"
+    title = "E-mail and password do not belong together"
+    meaning = (
+        "There is no account with this e-mail, its password is another, or it is disabled: the three are answered "
+        "alike."
+    )
+
+    def __init__(self) -> None:
+        super().__init__("log-in-failed")
+
+
+class WrongPassword(RequestError):
+    status = 403
+    slug = "wrong-password"
+    title = "The current password is not right"
+    meaning = (
+        "Changing an account asks for its current password, and this is not it; an account whose tokens come from "
+        "elsewhere has none. Nothing was written."
+    )
+
+
+class SignUpClosed(RequestError):
+    status = 403
+    slug = "sign-up-closed"
+    title = "Signing up is not open here"
+    meaning = (
+        "The operator makes the accounts (SIGN_UP), or another identity provider does. Nothing was written."
+    )
 
 
 class NotFound(RequestError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from .api import admin, health, problems, reference, tasks
+from .api import admin, health, problems, reference, tasks, tokens, users
 from .api.cors import Cors
 from .api.cursors import Cursors
 from .api.middleware import RequestMiddleware
@@ -21,6 +21,7 @@ from .api.transfers import IMPORTS_AT_ONCE, Slots
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
 from .errors import ConfigurationError, DatabaseRefused
+from .services.accounts import Accounts
 from .services.database import Database
 from .services.identity import Identity
 from .services.metrics import Metrics
@@ -41,6 +42,7 @@ that is not answered, 431 for headers over 32 KiB. Within `/v1` fields and opera
 is there changes its meaning or goes; what has to, comes as `/v2` beside it."""
 
 TAGS = [
+    {"name": "accounts", "description": "Accounts of our own, their sessions, and the keys of our tokens."},
     {"name": "tasks", "description": "What somebody wants done. Everybody sees and changes their own only."},
     {
         "name": "health",
@@ -60,6 +62,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
             try:
                 identity = await stack.enter_async_context(Identity.from_settings(settings))
                 app.state.identity = identity
+                app.state.accounts = await stack.enter_async_context(
+                    Accounts.from_settings(settings, identity.signing)
+                )
                 app.state.cursors = Cursors(identity.signing.derive_all(b"cursors"))
                 opened = _database(settings, metrics) if database is None else database
                 if database is None:
@@ -97,6 +102,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.state.database = database
     app.state.identity = None
+    app.state.accounts = None
     app.state.imports = Slots(IMPORTS_AT_ONCE)
     app.state.draining = False
     app.state.refusal = None
@@ -113,6 +119,8 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     )
     problems.install(app)
     app.include_router(tasks.router)
+    for router in (users.router, tokens.router, tokens.published):
+        app.include_router(router)
     app.include_router(health.router)
     if settings.admin_port is None:
         app.include_router(health.numbers)

@@ -204,6 +204,19 @@ def confirm(question: str, yes: bool) -> None:
         raise UsageError("Nothing was done.")
 
 
+def ask_password() -> str:
+    """A new password: asked for twice without showing it, or the first line of what is piped in."""
+    if not _is_terminal(sys.stdin):
+        line = sys.stdin.readline() if sys.stdin is not None else ""
+        return line.removesuffix("\n").removesuffix("\r")
+    import getpass
+
+    first = getpass.getpass("New password: ")
+    if first != getpass.getpass("The same again: "):
+        raise UsageError("The two are not the same.")
+    return first
+
+
 def quiet_logs() -> None:
     """One command, one clear line at its end: what happens on the way is for those who ask by LOG_LEVEL=debug."""
     from .config.logging import configure

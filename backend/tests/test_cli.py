@@ -132,7 +132,7 @@ def test_serve_serves_and_verify_finds_the_service(installation: Installation, d
 
 
 def test_a_user_and_a_task_live_through_their_lives(installation: Installation, database_url: str) -> None:
-    added = installation.run("user", "add", "Ana@Example.com", url=database_url)
+    added = installation.run("user", "create", "Ana@Example.com", url=database_url)
     assert (added.returncode, added.stderr) == (0, "")
     (user,) = lines(added.stdout)
     assert user["email"] == "ana@example.com"
@@ -161,13 +161,13 @@ def test_a_user_and_a_task_live_through_their_lives(installation: Installation, 
 def test_what_cannot_be_done_is_said_in_a_line_with_its_exit_code(
     installation: Installation, database_url: str
 ) -> None:
-    assert installation.run("user", "add", "ana@example.com", url=database_url).returncode == 0
+    assert installation.run("user", "create", "ana@example.com", url=database_url).returncode == 0
     nobody = "00000000-0000-0000-0000-000000000000"
     cases = [
-        (1, "already", ("user", "add", "ana@example.com")),
+        (1, "already", ("user", "create", "ana@example.com")),
         (1, "no such user", ("task", "list", "bob@example.com")),
         (1, "no such task", ("task", "done", "ana@example.com", nobody)),
-        (2, "e-mail", ("user", "add", "not an address")),
+        (2, "e-mail", ("user", "create", "not an address")),
         (2, "white space", ("task", "add", "ana@example.com", " ")),
         (2, "UUID", ("task", "done", "ana@example.com", "1")),
         (2, "--limit", ("user", "list", "--limit", "0")),
@@ -440,7 +440,7 @@ def test_commands_attach_to_the_running_embedded_database(
     server = private_postgres()
     data = {"DATA_DIRECTORY": str(server.directory)}
     assert installation.run("migrate", "up", **data).returncode == 0
-    assert installation.run("user", "add", "ana@example.com", **data).returncode == 0
+    assert installation.run("user", "create", "ana@example.com", **data).returncode == 0
     verified = installation.run("verify", **data)
     assert (verified.returncode, "from the embedded database" in verified.stderr) == (0, True)
     assert server.running
@@ -586,7 +586,7 @@ def test_a_password_given_raw_reaches_the_server_and_no_output(
         commands = {
             ("verify", "--json"): 1,  # The tests' server runs without fsync.
             ("migrate", "check"): 0,
-            ("user", "add", "ana@example.com"): 0,
+            ("user", "create", "ana@example.com"): 0,
             ("config",): 0,
         }
         for arguments, code in commands.items():
@@ -607,7 +607,7 @@ def test_what_is_exported_can_be_imported_and_is_the_same(
         return installation.run(*arguments, url=database_url)
 
     for email in ("ana@example.com", "bo@example.com"):
-        assert run("user", "add", email).returncode == 0
+        assert run("user", "create", email).returncode == 0
     titles = ["Water the plants", "é 💥", "a\tb", "\u202eb", "'; --"]
     source = tmp_path / "tasks.ndjson"
     source.write_text("\n".join(json.dumps({"title": title}) for title in titles) + "\n\n", encoding="utf-8")
@@ -639,7 +639,7 @@ def test_what_is_exported_can_be_imported_and_is_the_same(
 def test_many_tasks_come_from_standard_input_and_a_person_sees_how_far_it_is(
     installation: Installation, database_url: str, tmp_path: Path
 ) -> None:
-    assert installation.run("user", "add", "ana@example.com", url=database_url).returncode == 0
+    assert installation.run("user", "create", "ana@example.com", url=database_url).returncode == 0
     many = "".join(f'{{"title":"{number}"}}\n' for number in range(5000))
     command = [sys.executable, "-m", "src", "task", "import", "-", "ana@example.com"]
     environment = installation.environment(DATABASE_URL=database_url)

@@ -212,7 +212,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, int, dict[str, str]]] = {
     "migrate check, unreachable": (CHECK, "unreachable", 1, {}),
     "migrate check, no host": (CHECK, "no host", 3, {}),
     "migrate down": (("-m", "src", "migrate", "down", "base"), "raw", 2, {}),
-    "user add": (("-m", "src", "user", "add", "bea@example.com"), "good", 0, {}),
+    "user create": (("-m", "src", "user", "create", "bea@example.com"), "good", 0, {}),
     "user list, wrong password": (USERS, "wrong password", 3, {}),
     "task list, unknown host": (("-m", "src", "task", "list", "ana@example.com"), "unknown host", 1, {}),
     "task add, nobody": (("-m", "src", "task", "add", "nobody@example.com", "x"), "raw", 1, {}),

@@ -130,6 +130,10 @@ class Repeat:
         self._key = key
         self._hours = hours
 
+    @property
+    def key(self) -> str | None:
+        return self._key
+
     def of(self, operation: str, body: BaseModel) -> IdempotencyKey | None:
         """The key for this operation with this body: as it was sent, but for the order and the blanks."""
         if self._key is None:
@@ -138,8 +142,21 @@ class Repeat:
         return IdempotencyKey.of(self._key, operation, sent, hours=self._hours)
 
 
+KEPT: Final = (
+    "A name for this request, of your choice: a repeat with the same name does nothing and is answered as the first "
+    "was, with `Idempotency-Replayed: true`."
+)
+EXCHANGE: Final = (
+    "A name for this exchange, of your choice. When its answer is lost, send it again with the same name: it gives a "
+    "new pair, where without a name it would end the session."
+)
+
+
 class IdempotencyHeader:
     """Reads `Idempotency-Key`, with or without the quotes of the standard's draft. Raises `Invalid`."""
+
+    def __init__(self, meaning: str = KEPT) -> None:
+        self._meaning = meaning
 
     async def __call__(self, request: Request) -> Repeat:
         hours = request.app.state.settings.idempotency_hours
@@ -161,8 +178,7 @@ class IdempotencyHeader:
         _header(
             operation,
             "Idempotency-Key",
-            "A name for this request, of your choice: a repeat with the same name does nothing and is answered "
-            "as the first was, with `Idempotency-Replayed: true`.",
+            self._meaning,
             minLength=1,
             maxLength=KEY_MAX_LENGTH,
             pattern="^[!-~]+$",

@@ -17,12 +17,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from ..config.settings import Settings
 from ..errors import Unauthenticated, Unavailable
 from ..models import TaskBatch, TaskCreate, TaskPut, TaskUpdate
+from ..models.account import AccountChange, LogIn, Refresh, SignUp
+from ..services.accounts import Accounts
 from ..services.database import Database
 from ..services.identity import Identity, Principal
 from ..services.metrics import Metrics
 from . import examples
 from .bodies import Strict
-from .conditions import Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
+from .conditions import EXCHANGE, Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
 from .pages import Asked, Listing, TaskQuery
 from .transfers import Spooled
 
@@ -55,13 +57,32 @@ async def _identity(request: Request) -> Identity:
 IdentityDep = Annotated[Identity, Depends(_identity)]
 
 
+async def _accounts(request: Request) -> Accounts:
+    accounts = cast(Accounts | None, request.app.state.accounts)
+    if accounts is None:
+        raise Unavailable("starting", "The service is starting.")
+    return accounts
+
+
+AccountsDep = Annotated[Accounts, Depends(_accounts)]
+
+
+async def _client(request: Request) -> str | None:
+    # None: a Unix socket, or a proxy that is trusted and says nothing.
+    return request.client.host if request.client is not None else None
+
+
+# The address that a request came from, by which guessing is bounded: see TRUSTED_PROXIES.
+ClientDep = Annotated[str | None, Depends(_client)]
+
+
 class _Bearer(SecurityBase):
     """Tells OpenAPI of the scheme and finds the principal in one step: FastAPI's own class would cost another."""
 
     def __init__(self) -> None:
         self.model = HTTPBearer(
             bearerFormat="JWT",
-            description="An access token of a trusted issuer, or our own from `python -m src user token EMAIL`.",
+            description="An access token of ours, from `POST /v1/tokens`, or of a trusted issuer.",
         )
         self.scheme_name = "bearer"
 
@@ -112,6 +133,10 @@ AcceptDep = Annotated[str, Depends(_accept)]
 NewTask = Annotated[TaskCreate, Depends(Strict(TaskCreate, examples.NEW))]
 WholeTask = Annotated[TaskPut, Depends(Strict(TaskPut, examples.WHOLE))]
 TaskChange = Annotated[TaskUpdate, Depends(Strict(TaskUpdate, examples.CHANGE))]
+NewAccount = Annotated[SignUp, Depends(Strict(SignUp, examples.SIGN_UP))]
+Entry = Annotated[LogIn, Depends(Strict(LogIn, examples.LOG_IN))]
+SpentToken = Annotated[Refresh, Depends(Strict(Refresh, examples.REFRESH))]
+AccountEdit = Annotated[AccountChange, Depends(Strict(AccountChange, examples.ACCOUNT_CHANGE))]
 Batch = Annotated[TaskBatch, Depends(Strict(TaskBatch, examples.BATCH))]
 Lines = Annotated[BinaryIO, Depends(Spooled(examples.LINES), scope="function")]
 
@@ -119,6 +144,7 @@ HasDep = Annotated[Tags, Depends(IfNoneMatch())]
 ConditionDep = Annotated[Condition, Depends(IfMatch())]
 PutConditionDep = Annotated[Condition, Depends(IfMatch(creates=True))]
 RepeatDep = Annotated[Repeat, Depends(IdempotencyHeader())]
+ExchangeDep = Annotated[Repeat, Depends(IdempotencyHeader(EXCHANGE))]
 
 
 async def _listing(

@@ -46,3 +46,41 @@ LINES: Final = {
     "exported": json.dumps(TASK, separators=(",", ":")) + "\n",
 }
 IMPORTED: Final = {"count": 2}
+
+USER_ID: Final = TASK["user_id"]
+USER: Final = {
+    "id": USER_ID,
+    "email": "ada@example.com",
+    "created_at": "2026-11-22T09:12:44.518203Z",
+    "updated_at": "2026-11-22T09:12:44.518203Z",
+}
+# No password and no token that anybody has.
+SIGN_UP: Final = {"a new account": {"email": "ada@example.com", "password": "correct horse battery staple"}}
+LOG_IN: Final = {"log in": SIGN_UP["a new account"]}
+ACCOUNT_CHANGE: Final = {
+    "another e-mail": {"current_password": "correct horse battery staple", "email": "ada.l@example.com"},
+    "another password": {
+        "current_password": "correct horse battery staple",
+        "password": "seven small boats at noon",
+    },
+}
+_REFRESH_TOKEN: Final = "gwr_" + "A" * 64
+REFRESH: Final = {"the token last given": {"refresh_token": _REFRESH_TOKEN}}
+TOKENS: Final = {
+    "access_token": "eyJhbGciOiJFZERTQSIsInR5cCI6ImF0K2p3dCJ9.e30.c2lnbmF0dXJl",
+    "token_type": "Bearer",
+    "expires_in": 300,
+    "refresh_token": _REFRESH_TOKEN,
+}
+JWKS: Final = {
+    "keys": [
+        {
+            "crv": "Ed25519",
+            "kty": "OKP",
+            "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+            "kid": "kPrK_qmxVWaYVA9w",
+            "use": "sig",
+            "alg": "EdDSA",
+        }
+    ]
+}

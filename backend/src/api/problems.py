@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InputFault, Invalid, NotFound, RequestError, Unauthenticated
+from ..errors import InputFault, Invalid, LogInFailed, NotFound, RequestError, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED_FAULTS = 20
@@ -198,7 +198,11 @@ def headers_of(error: RequestError) -> dict[str, str]:
 def _challenge(error: Unauthenticated) -> str:
     """RFC 6750, 3.1: a request without any token learns no error code; one with a bad token does."""
     realm = 'Bearer realm="groundwork"'
-    return realm if error.reason == "no-token" else f'{realm}, error="invalid_token"'
+    return (
+        realm
+        if error.reason == "no-token" or isinstance(error, LogInFailed)
+        else f'{realm}, error="invalid_token"'
+    )
 
 
 def answer(error: RequestError, request_id: str) -> Response:
@@ -315,6 +319,7 @@ SENTENCES: Mapping[str, str] = {
     "timestamp_range": "Has to lie in the years 1 to 9999 in UTC.",
     "password_too_long": "Has to have at most {most} bytes in UTF-8.",
     "password_common": "Is one of the most common passwords, which are tried first.",
+    "nothing_changed": "Has to name an e-mail, a password, or both.",
     "text_blank": "Has to hold more than white space.",
     "enum": "Has to be one of: {expected}.",
     "literal_error": "Has to be one of: {expected}.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Integer, Text, bindparam, cast
+from sqlalchemy import CTE, Integer, Text, bindparam, cast
 from sqlmodel import col, insert, select
 from sqlmodel import delete as delete_from
 
@@ -48,8 +48,8 @@ def _page() -> Any:
     )
 
 
-def _delete() -> Any:
-    gone = delete_from(User).where(mine(me_writing(), User.id))
+def _delete(who: CTE) -> Any:
+    gone = delete_from(User).where(mine(who, User.id))
     return gone.returning(cast(col(User.id), Text).label("id"))
 
 
@@ -57,7 +57,8 @@ CREATE = Statement("users.create", _create, repeatable=False)
 READ = Statement("users.read", _read, repeatable=True)
 FIND = Statement("users.find", _find, repeatable=True)
 PAGE = Statement("users.page", _page, repeatable=True)
-DELETE = Statement("users.delete", _delete, repeatable=False)
+DELETE = Statement("users.delete", lambda: _delete(me_writing()), repeatable=False)
+REMOVE = Statement("users.remove", lambda: _delete(me()), repeatable=False)
 
 _email: TypeAdapter[str] = TypeAdapter(Email)
 
@@ -90,6 +91,11 @@ async def delete(db: Database, author: Author) -> None:
     """The user and all their tasks are gone, for good: this id is never a user again. Raises `NotFound`."""
     with revoked_is_unauthenticated():
         _found(await db.value(DELETE, owner=author.user_id, epoch=author.epoch))
+
+
+async def remove(db: Database, user_id: UUID) -> None:
+    """As `delete`, also of a disabled account: for operators. Raises `NotFound`."""
+    _found(await db.value(REMOVE, owner=user_id))
 
 
 def _found(value: str | None) -> str:

@@ -25,7 +25,8 @@ SEED = int(os.environ.get("GROUNDWORK_FUZZ_SEED", "20261122"))
 ACCEPTED = ["2xx", "3xx", "401", "404", "409", "412", "429"]
 REJECTED = ["400", "401", "404", "405", "409", "412", "415", "422", "428", "429"]
 # A condition that does not hold is no fault of the description's: 412 is right for a request that is as described, and
-# comes before the body is read. Whether a batch, or lines, can be done depends on more than their schema says.
+# comes before the body is read. Whether a batch, or lines, can be done depends on more than their schema says; so does
+# what an address is, and which passwords are too common. Two operations would end the token that the others need.
 CONFIGURATION = f"""
 hooks = "{Path(__file__).with_name("schemathesis_hooks.py")}"
 
@@ -38,6 +39,14 @@ expected-statuses = {REJECTED}
 [[operations]]
 include-operation-id = ["batch_tasks", "import_tasks"]
 checks.positive_data_acceptance.expected-statuses = {[*ACCEPTED, "400", "422"]}
+
+[[operations]]
+include-operation-id = ["sign_up", "update_me"]
+checks.positive_data_acceptance.expected-statuses = {[*ACCEPTED, "403", "422"]}
+
+[[operations]]
+include-operation-id = ["delete_me", "log_out_everywhere"]
+enabled = false
 """
 
 

@@ -148,10 +148,11 @@ END
 $$
 """,
     """
-CREATE FUNCTION refresh_session(session uuid, given bytea, new_hash bytea, repeat bytea, idle interval)
+CREATE FUNCTION refresh_session(session uuid, secret bytea, new_hash bytea, repeat bytea, idle interval)
 RETURNS TABLE (outcome text, user_id uuid, email text, token_epoch integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
 DECLARE
+    given bytea := sha256(secret);
     account uuid;
     found_email text;
     found_epoch integer;
@@ -191,10 +192,10 @@ END
 $$
 """,
     """
-CREATE FUNCTION close_session(session uuid, given bytea) RETURNS uuid
+CREATE FUNCTION close_session(session uuid, secret bytea) RETURNS uuid
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
     DELETE FROM sessions
-    WHERE sessions.id = session AND given IN (sessions.current_hash, sessions.previous_hash)
+    WHERE sessions.id = session AND sha256(secret) IN (sessions.current_hash, sessions.previous_hash)
     RETURNING sessions.user_id
 $$
 """,
