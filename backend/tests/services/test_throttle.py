@@ -293,3 +293,5 @@ def test_a_person_who_mistypes_and_an_office_behind_one_address_are_let_in_by_th
         throttle.succeeded("log-in", THERE, f"user{number}@example.com")
         for _ in range(10):
             throttle.attempt("refresh", THERE)
+    # And who goes on mistyping is still told to wait.
+    assert passes(throttle, "log-in", THERE, "user250@example.com") == 5
