@@ -7,14 +7,14 @@ import gc
 import threading
 import time
 import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from src.config.settings import Settings
 from src.errors import TooManyRequests
-from src.services import throttle as throttling
-from src.services.throttle import MOST_KEPT, Kind, Throttle, network_of
+from src.services.throttle import _SWEPT_AT_ONCE, MOST_KEPT, Kind, Throttle, _Window, network_of
 
 HERE, THERE = "203.0.113.7", "198.51.100.9"
 ADA, BOB = "ada@example.com", "bob@example.com"
@@ -121,7 +121,7 @@ async def test_a_burst_is_counted_before_any_of_it_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", ["5/minute", "5/minute;6/hour", "1/second;5/minute", "3/2minutes", "10/day"]
+    "limit", ["5/minute", "5/minute;6/hour", "5/minute;5/hour", "1/second;5/minute", "3/2minutes", "10/day"]
 )
 def test_retry_after_is_true(limit: str) -> None:
     clock = Clock()
@@ -217,6 +217,12 @@ def test_neither_addresses_nor_accounts_are_kept() -> None:
     assert [text for text in texts if HERE in text or "ada" in text] == []
 
 
+def windows(throttle: Throttle) -> list[OrderedDict[str, _Window]]:
+    """What is kept for each rule, in its order."""
+    limits = [*throttle._addresses.values(), throttle._pair]
+    return [rule._counts.storage._windows for limit in limits for rule in limit.rules]  # type: ignore[attr-defined]
+
+
 def test_a_flood_of_addresses_costs_a_bounded_memory_and_no_thread() -> None:
     throttle = made(login="5/minute;30/hour", login_address="60/minute")
     threads = threading.active_count()
@@ -229,6 +235,7 @@ def test_a_flood_of_addresses_costs_a_bounded_memory_and_no_thread() -> None:
     finally:
         tracemalloc.stop()
     # Three rules; a count takes some 300 bytes.
+    assert [len(kept) for kept in windows(throttle)] == [MOST_KEPT] * 3
     assert taken < 3 * MOST_KEPT * 500
     assert threading.active_count() == threads
     # The newest are kept.
@@ -238,21 +245,33 @@ def test_a_flood_of_addresses_costs_a_bounded_memory_and_no_thread() -> None:
 def test_counts_go_when_their_time_has_passed_without_a_stall() -> None:
     clock = Clock()
     throttle = made(clock, refresh="2/minute")
-    (rule,) = throttle._addresses["refresh"].rules
-    storage = rule._counts.storage
+    (kept,) = windows(throttle)
     for number in range(5000):
         throttle.attempt("refresh", f"10.0.{number >> 8}.{number & 255}")
     clock.now += 61
-    before = len(storage._windows)  # type: ignore[attr-defined]
     throttle.attempt("refresh", HERE)
-    assert before - len(storage._windows) == throttling._SWEPT_AT_ONCE - 1  # type: ignore[attr-defined]
+    assert len(kept) == 5001 - _SWEPT_AT_ONCE
     for number in range(400):
         throttle.attempt("refresh", f"10.1.{number >> 8}.{number & 255}")
-    assert len(storage._windows) == 401  # type: ignore[attr-defined]
+    assert len(kept) == 401
+
+
+def test_counts_are_kept_in_the_order_in_which_they_end() -> None:
+    clock = Clock()
+    throttle = made(clock, sign_up="9/minute")
+    (kept,) = windows(throttle)
+    for number in range(60):
+        throttle.attempt("sign-up", f"10.0.0.{number}")
+    clock.now += 61
+    # Far behind more windows that have ended than are let go at once.
+    throttle.attempt("sign-up", "10.0.0.50")
+    ends = [window.ends_at for window in kept.values()]
+    assert len(ends) == 60 - _SWEPT_AT_ONCE
+    assert ends == sorted(ends)
 
 
 def test_a_clock_that_is_set_by_an_hour_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    throttle = made(login="5/minute;30/hour")
+    throttle = Throttle.from_settings(Settings())
     assert passes(throttle, "log-in", HERE, ADA) == 5
     true = time.time
     for step in (3600, -3600):
@@ -283,15 +302,20 @@ def test_a_person_who_mistypes_and_an_office_behind_one_address_are_let_in_by_th
         },
         clock=clock,
     )
-    for _ in range(4):
-        throttle.attempt("log-in", HERE, ADA)
+    assert passes(throttle, "log-in", HERE, ADA) == 5
+    attempts = 0
     for number in range(250):
         # One after another for an hour, and each mistypes once.
         clock.now += 14
+        account = f"user{number}@example.com"
         for _ in range(2):
-            throttle.attempt("log-in", THERE, f"user{number}@example.com")
-        throttle.succeeded("log-in", THERE, f"user{number}@example.com")
+            throttle.attempt("log-in", THERE, account)
+            attempts += 1
+        throttle.succeeded("log-in", THERE, account)
         for _ in range(10):
             throttle.attempt("refresh", THERE)
+    assert attempts == 500
+    # A minute later the one who mistyped may go on.
+    assert passes(throttle, "log-in", HERE, ADA) == 5
     # And who goes on mistyping is still told to wait.
     assert passes(throttle, "log-in", THERE, "user250@example.com") == 5
