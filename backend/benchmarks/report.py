@@ -62,7 +62,7 @@ def heading(result: Mapping[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores for servers, PostgreSQL and load together, "
         f"{machine['memory_gb']} GB, Linux {machine['kernel']}, Python {machine['python']}, "
-        f"load average {machine['load_average']:.1f} at the end",
+        f"load average {machine['load_average']:.0f} before and {result['load_average_at_the_end']:.0f} after",
         said,
     ]
     if machine["peers"]:
