@@ -10,6 +10,8 @@ from . import growth, measuring, micro
 from .data import USERS
 from .servers import SERVERS
 
+USUAL = [slug for slug, server in SERVERS.items() if server.usual]
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -17,9 +19,9 @@ def main() -> int:
         "what",
         nargs="?",
         default="run",
-        choices=["run", "quick", "contract", "profile", "micro", "growth", "statements"],
+        choices=["run", "quick", "contract", "profile", "micro", "growth", "statements", "sweep"],
     )
-    parser.add_argument("--servers", default=",".join(SERVERS), help="which, with commas between them")
+    parser.add_argument("--servers", default=",".join(USUAL), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
     parser.add_argument(
         "--ways", default=",".join(measuring.WAYS), help="32 and 256 connections, a fixed rate"

@@ -65,11 +65,7 @@ def main(rounds: int, seconds: float) -> str:
             servers.append(stack.enter_context(running(named, server, f"size_{size}", where)))
         assert data is not None
         operations = [OPERATIONS[slug] for slug in JUDGED]
-        samples = [
-            sample
-            for sample in measure(server, data, servers, operations, rounds, seconds, 100.0)
-            if sample.way == "rate"
-        ]
+        samples = list(measure(server, data, servers, operations, rounds, seconds, 100.0, ["rate"]))
         told += sized(samples, sizes)
         largest = servers[sizes.index(max(sizes))]
         told += deep(largest, heavy_user)

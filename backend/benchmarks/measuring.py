@@ -34,6 +34,7 @@ from .servers import SERVERS, NotInstalled, Running, Server, database_of, runnin
 
 WAYS: Final = ("32", "256", "rate")
 """Closed with 32 connections, closed with 256, and at a fixed rate on 32."""
+POOLS: Final = (2, 4, 8, 16, 40)
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 
 
@@ -72,6 +73,8 @@ def main(asked: argparse.Namespace) -> int:
     install(wanted)
     if asked.what in ("profile", "statements"):
         wanted = [SERVERS["ours"]] if asked.what == "profile" else []
+    elif asked.what == "sweep":
+        wanted = [variant for server in wanted for variant in pools(server)]
     # A quick run only sees that it works, so few rows do.
     sizes = (50, 1) if quick else (asked.users, HEAVY_USERS)
     with ground(wanted, sizes) as (server, data, servers):
@@ -122,6 +125,14 @@ def compare(
             (asked.out / "picture.svg").write_text(picture.draw(result))
     print(text)
     return 1 if quick and any(sample.errors for sample in samples) else 0
+
+
+def pools(server: Server) -> list[Server]:
+    """The same server with as many connections as might be its best."""
+    return [
+        replace(server, slug=f"{server.slug}-{size}", title=f"{server.title}, {size}", pool=size)
+        for size in POOLS
+    ]
 
 
 def as_json(result: Mapping[str, Any]) -> str:

@@ -134,6 +134,12 @@ def targets_table(result: Mapping[str, Any]) -> str:
             for way in ("32", "256"):
                 found = ratios(samples, "p99_ms", slug, way=way, **here)
                 rows += judged(f"p99 at {way}, {title}", found, 1.0)
+    for operation in JUDGED:
+        # The other way round: how many times one worker two are.
+        found = ratios(samples, "requests_a_second", "ours-2", operation=operation, way="32")
+        times = None if found is None else Spread(1 / found.middle, 1 / found.most, 1 / found.least)
+        title = f"requests/s of two workers through one, {OPERATIONS[operation].title}"
+        rows += judged(title, times, targets.TWO_WORKERS, at_least=True)
     held = result["memory"].get(OURS)
     if held:
         rows.append(

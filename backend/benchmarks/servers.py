@@ -47,6 +47,8 @@ class Server:
     needs: Path | None = None
     """A file that is there once it is installed."""
     ours: bool = False
+    usual: bool = True
+    """Whether a run that names no servers has it."""
     validates: bool = True
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -73,6 +75,10 @@ def _ours(server: Server, port: int) -> list[str]:
     return [sys.executable, "-m", "src", "serve", "--port", str(port)]
 
 
+def _twice(server: Server, port: int) -> list[str]:
+    return [*_ours(server, port), "--workers", "2"]
+
+
 OURS: Final = Server("ours", "Groundwork", _ours, 4, "cursor", BACKEND, ours=True)
 FLOOR: Final = Server(
     "floor", "the floor: raw ASGI + asyncpg", _uvicorn(Path(sys.executable), "floor"), 4, validates=False
@@ -82,6 +88,8 @@ SERVERS: Final = {
     for server in (
         OURS,
         FLOOR,
+        # The same budget of connections, divided.
+        Server("ours-2", "Groundwork, two workers", _twice, 2, "cursor", BACKEND, ours=True, usual=False),
         Server(
             "template",
             "FastAPI + SQLModel + psycopg",

@@ -15,3 +15,6 @@ CPU: Final[dict[str, dict[str, float]]] = {
 """Our CPU a request through theirs, at most. Requests a second: ours through theirs, the reciprocal at least."""
 
 WORKER_MB: Final = 100.0
+
+TWO_WORKERS: Final = 1.6
+"""Requests a second of two workers through those of one, at least, where PostgreSQL leaves room."""
