@@ -39,8 +39,8 @@ class Line:
             async with asyncio.timeout(seconds):
                 while piece := await self.reader.read(1 << 20):
                     received += piece
-        except ConnectionResetError:
-            pass
+        except ConnectionError:
+            pass  # It was reset, perhaps while we went on sending.
         return received
 
     async def answers(self, seconds: float = 20) -> list[Answer]:
@@ -110,7 +110,9 @@ async def serving(
 def answers_in(received: bytes) -> list[Answer]:
     found = []
     while received:
-        head, _, received = received.partition(b"\r\n\r\n")
+        head, complete, received = received.partition(b"\r\n\r\n")
+        if not complete:
+            break  # A reset has overtaken the rest.
         status, headers = _head_of(head)
         length = int(headers.get("content-length", "0"))
         found.append((status, headers, received[:length]))

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from speaking import Answer, Line, serving
 from src.api import problems
 from src.api.middleware import TURNED_AWAY
-from tests.speaking import Answer, Line, serving
 
 SOON = {
     "request_head_seconds": 1.0,

@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from speaking import answers_in
 from src.api import problems
 from src.protocol import MAX_HEAD_BYTES, MAX_HEADERS, HttpProtocol
 
@@ -41,18 +42,6 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-def answers_in(received: bytes) -> list[tuple[int, dict[str, str], bytes]]:
-    found = []
-    while received:
-        head, _, received = received.partition(b"\r\n\r\n")
-        status, *lines = head.decode("ascii").split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines)
-        length = int(headers["content-length"])
-        found.append((int(status.split()[1]), headers, received[:length]))
-        received = received[length:]
-    return found
 
 
 @pytest.fixture
