@@ -356,9 +356,10 @@ class _Supervisor:
         slot.start_at = time.monotonic() + pause
 
     def _after_failed_start(self, slot: _Slot, code: int) -> None:
-        if code == ConfigurationError.exit_code:
+        if code == ConfigurationError.exit_code and not self._announced:
             self._stop(code, Leave.DRAIN)  # The worker has said why. Repeating mends nothing.
             return
+        # Once we serve, a refusal is an outage: passwords are rotated while workers fall.
         slot.failed_starts += 1
         others = any(worker.serving and not worker.told for worker in self._all)
         if slot.failed_starts >= START_ATTEMPTS and not others:

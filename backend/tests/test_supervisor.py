@@ -338,6 +338,22 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(service: Make) -> Non
     assert one.events("worker.ended")[0]["ended"] == "killed by SIGKILL"
 
 
+def test_a_worker_that_falls_while_the_database_refuses_everybody_takes_nobody_along(
+    service: Make, tmp_path: Path
+) -> None:
+    """A password is rotated, and a worker falls meanwhile: at a start that ends with 3, at run time it is an outage."""
+    one = service(workers=2).start().serving(workers=2)
+    fallen, other = one.workers()
+    (tmp_path / "start").write_text("refused")
+    os.kill(fallen, signal.SIGKILL)
+    until(lambda: len(one.events("worker.did-not-start")) >= 2, what=lambda: one.log)
+    assert one.process.poll() is None
+    assert one.ask("/readyz")[0] == 200
+    assert other in one.workers()
+    (tmp_path / "start").write_text("ok")
+    until(lambda: len({one.facts()["pid"] for _ in range(20)}) == 2)
+
+
 def test_a_stopped_workers_queue_is_served_by_the_other(service: Make) -> None:
     one = service(workers=2).start().serving(workers=2)
     frozen, working = one.workers()
