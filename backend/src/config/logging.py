@@ -33,8 +33,14 @@ Format = Literal["auto", "console", "json"]
 Render = Callable[[MutableMapping[str, Any]], str]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-# SQLAlchemy's INFO prints statements with their parameters; asyncio's DEBUG speaks of every selector.
-_AT_LEAST = {"asyncio": logging.INFO, "alembic": logging.INFO, "sqlalchemy": logging.WARNING}
+# SQLAlchemy's INFO prints statements with their parameters; asyncio's DEBUG speaks of every selector; alembic tells of
+# each of its plugins when it is imported.
+_AT_LEAST = {
+    "asyncio": logging.INFO,
+    "alembic": logging.INFO,
+    "alembic.runtime.plugins": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+}
 _MAXIMUM_TRACEBACK = 20_000
 _MAXIMUM_VALUE = 20_000
 
@@ -256,6 +262,7 @@ def _adopt_standard_library(threshold: int) -> None:
         "uvicorn.error",
         "uvicorn.asgi",
         "alembic",
+        "alembic.runtime.plugins",
         "sqlalchemy",
         "asyncio",
         "py.warnings",

@@ -187,6 +187,14 @@ def test_the_loggers_of_libraries_end_in_the_same_lines(name: str) -> None:
     logging.getLogger(name.partition(".")[0]).handlers.clear()
 
 
+def test_the_inventory_of_a_library_is_no_event() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    logging.getLogger("alembic.runtime.plugins").info("setup plugin %s", "alembic.autogenerate.tables")
+    logging.getLogger("alembic.runtime.plugins").warning("cannot set up %s", "it")
+    assert [event["event"] for event in events(stream)] == ["cannot set up it"]
+
+
 def test_python_warnings_and_lost_tasks_are_events_too() -> None:
     stream = io.StringIO()
     configure("info", "json", stream)
