@@ -15,7 +15,8 @@ _DEPTH = 6
 
 # A raw password may hold blanks, slashes and at-signs, so in a PostgreSQL address everything up to the last @ goes.
 _POSTGRES = re.compile(r"(?i)(postgres(?:ql)?(?:\+\w+)?://[^\s:/@]*):.*@")
-_ADDRESS = re.compile(r"(?i)([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@")
+# A word is tried once, from its beginning: else a long one costs the square of its length.
+_ADDRESS = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z0-9+.-]++://[^\s:/@]*+):[^\s/]*@")
 _NAMED = re.compile(
     r"(?i)\b((?:pg|ssl|db|database|api)?[_-]?(?:password|passwd|pwd|secret|token)|authorization)"
     r"(\"?'?\s*[=:]\s*)(?:\"[^\"]*\"|'(?:[^'\\]|\\.)*'|(?:bearer\s+|basic\s+)?[^\s&,;\"')\]}]+)"
