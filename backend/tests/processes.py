@@ -5,6 +5,8 @@ from __future__ import annotations
 import compileall
 import contextlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,14 @@ def copy_program(backend: Path) -> None:
 
 
 _KERNEL_TELLS = Path("/proc/1/task/1/children").exists()
+
+
+def lend_packages(environment: Path) -> None:
+    """A virtual environment that borrows this one's packages, pip among them: nothing is downloaded or unpacked."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = environment.glob("lib/python3*/site-packages")
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
 
 
 def descendants(pid: int) -> list[psutil.Process]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ import pytest
 
 from clusters import Proxy, at
 from conftest import open_directory
+from forking import Commands
 from processes import copy_program
 from src import cli
 from src.services.embedded import EmbeddedPostgres, running_url
@@ -37,6 +39,11 @@ class Installation:
     def __init__(self, root: Path) -> None:
         self.backend = root / "a clone" / "backend"
         copy_program(self.backend)
+        self._commands: Commands | None = None
+
+    def close(self) -> None:
+        if self._commands is not None:
+            self._commands.close()
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {
@@ -46,6 +53,14 @@ class Installation:
         return {**kept, "PORT": "1", **more}
 
     def run(self, *arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        """A command in a process of its own, forked from one that has loaded the program."""
+        if self._commands is None:
+            self._commands = Commands(self.backend, self.environment())
+        environment = self.environment(**({"DATABASE_URL": url} if url else {}), **more)
+        return self._commands.run(*arguments, environment=environment, seconds=SECONDS)
+
+    def start(self, *arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        """The same with a start of its own, where Python's own part in it is claimed."""
         return subprocess.run(
             [sys.executable, "-m", "src", *arguments],
             cwd=self.backend,
@@ -83,8 +98,8 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def installation() -> Iterator[Installation]:
-    with open_directory() as directory:
-        yield Installation(directory)
+    with open_directory() as directory, contextlib.closing(Installation(directory)) as made:
+        yield made
 
 
 def fetch(url: str, query: str) -> list[asyncpg.Record]:
@@ -132,7 +147,7 @@ def test_serve_serves_and_verify_finds_the_service(installation: Installation, d
 
 
 def test_a_user_and_a_task_live_through_their_lives(installation: Installation, database_url: str) -> None:
-    added = installation.run("user", "create", "Ana@Example.com", url=database_url)
+    added = installation.start("user", "create", "Ana@Example.com", url=database_url)
     assert (added.returncode, added.stderr) == (0, "")
     (user,) = lines(added.stdout)
     assert user["email"] == "ana@example.com"
@@ -387,7 +402,7 @@ def test_verify_reports_to_people_on_standard_error_with_marks(
 def test_verify_speaks_ascii_where_nothing_else_can_be_shown(
     installation: Installation, database_url: str
 ) -> None:
-    result = installation.run("verify", url=database_url, PYTHONIOENCODING="ascii")
+    result = installation.start("verify", url=database_url, PYTHONIOENCODING="ascii")
     assert result.stderr.isascii()
     assert "ok   credentials" in result.stderr
     assert "FAIL durability" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from uuid import UUID
 
 import jwt
@@ -18,8 +19,8 @@ from test_cli import Installation, fetch
 
 @pytest.fixture
 def installation() -> Iterator[Installation]:
-    with open_directory() as directory:
-        yield Installation(directory)
+    with open_directory() as directory, closing(Installation(directory)) as made:
+        yield made
 
 
 def believed(token: str, signing_keys: str) -> Principal:

@@ -25,7 +25,7 @@ from dotenv import dotenv_values
 
 import bootstrap
 from conftest import open_directory
-from processes import copy_program
+from processes import copy_program, lend_packages
 from src.api.health import Health
 from src.api.reference import router as reference
 from src.cli import app
@@ -357,10 +357,7 @@ class Clone:
         requirements = [bootstrap.SERVICE, bootstrap.EMBEDDED]
         for name in ("bootstrap.py", ".env.example", *requirements):
             shutil.copy(ROOT / "backend" / name, self.backend)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.backend / ".venv"], check=True)
-        (packages,) = self.backend.glob(".venv/lib/python3*/site-packages")
-        borrowed = [path for path in sys.path if path.endswith("site-packages")]
-        (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+        lend_packages(self.backend / ".venv")
         stamp = {
             "python": bootstrap.python_version(),
             "files": {name: bootstrap.fingerprint(name) for name in requirements},
