@@ -2,12 +2,14 @@
 
 `python serving.py supervise '{"workers": 2}'` runs the supervisor; it starts `python serving.py work`.
 What the application does at its start is said by TEST_START (ok, refused, configuration, exit, broken, kill,
-hang, or stuck); a file named by TEST_START_FILE overrides it, so that a test can change its mind.
+hang, or stuck); a file named by TEST_START_FILE overrides it, so that a test can change its mind. With
+TEST_APP=product it is the product, and beside its own routes some that do what no route may.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -110,7 +112,39 @@ async def _stream(request: Request) -> Response:
     return StreamingResponse(pieces())
 
 
+async def _block(request: Request) -> Response:
+    """What an `async def` must never do."""
+    time.sleep(float(request.query_params["seconds"]))
+    return PlainTextResponse("blocked")
+
+
+async def _take(request: Request) -> Response:
+    """Takes every file descriptor that is left, or gives them back."""
+    taken: list[int] = request.app.state.taken
+    if request.method == "DELETE":
+        while taken:
+            os.close(taken.pop())
+        return PlainTextResponse("0")
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return PlainTextResponse(f"{len(taken)} {errno.errorcode[error.errno or 0]}")
+
+
+def _product(settings: Settings) -> Starlette:
+    from src.main import create_app
+
+    app = create_app(settings)
+    app.state.taken = []
+    app.add_route("/block", _block, methods=["POST"])
+    app.add_route("/descriptors", _take, methods=["POST", "DELETE"])
+    return app
+
+
 def make_app(settings: Settings) -> Starlette:
+    if os.environ.get("TEST_APP") == "product":
+        return _product(settings)
     if _behaviour() == "configuration":
         raise ConfigurationError([Fault("DATABASE_URL", "is not set.", "Set it.")])
     if _behaviour() == "stuck":

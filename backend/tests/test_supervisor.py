@@ -116,7 +116,7 @@ class Service:
         self.children()
         self.process.send_signal(number)
 
-    def ended(self, seconds: float = 20) -> int:
+    def ended(self, seconds: float = 60) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -142,7 +142,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def until(
-    true: Callable[[], object], seconds: float = 20, what: Callable[[], str] = lambda: "it never came true"
+    true: Callable[[], object], seconds: float = 60, what: Callable[[], str] = lambda: "it never came true"
 ) -> None:
     deadline = time.monotonic() + seconds
     while not true():
