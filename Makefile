@@ -1,7 +1,7 @@
 # Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants fuzz check verify psql openapi \
+.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants fuzz check verify psql openapi sbom \
 	bench bench-quick clean reset-database
 
 # The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
@@ -66,6 +66,9 @@ bench: ## Measure this service and its peers side by side (about 20 minutes); AR
 
 bench-quick: ## See in a minute or two that the benchmark works; its figures say nothing
 	$(bootstrap) bench quick
+
+sbom: ## Print the bill of materials of what production installs (CycloneDX)
+	$(bootstrap) sbom
 
 clean: ## Remove backend/.venv and caches; never data
 	$(bootstrap) clean

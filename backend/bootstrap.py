@@ -462,6 +462,7 @@ TARGETS = {
     "verify": command("verify"),
     "psql": command("psql"),
     "openapi": command("openapi"),
+    "sbom": command(module="src.inventory"),
     "bench": command(module="benchmarks", tests=True),
     "clean": target_clean,
     "reset-database": target_reset_database,
