@@ -27,7 +27,7 @@ dev: ## The same, and start anew whenever a source file changes
 test: ## Run every test that needs only Python packages; ARGS="-k health"
 	$(bootstrap) test $(ARGS)
 
-test-debian: ## Run the tests that need Debian's PgBouncer and PostgreSQL 15 (installed when root)
+test-debian: ## Run the tests that need Debian's PgBouncer, PostgreSQL 15 and faketime (installed when root)
 	$(bootstrap) test-debian $(ARGS)
 
 test-issuers: ## Run the tests that need Node.js, for a real Better Auth server (npm installs it)

@@ -9,6 +9,7 @@ It is the one file that an old Python has to read: no syntax newer than 3.6.
 # ruff: noqa: S603, S606, S607 - every word of the commands below is ours, or the caller's own.
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -394,11 +395,10 @@ def install_better_auth():
 
 
 def install_debian_packages():
-    missing = []
-    if not shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin"):
-        missing.append("pgbouncer")
-    if not os.path.exists(POSTGRES_15):
-        missing.append("postgresql-15")
+    found = {"pgbouncer": shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin"),
+             "postgresql-15": os.path.exists(POSTGRES_15),
+             "faketime": glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")}  # fmt: skip
+    missing = [package for package in found if not found[package]]
     if not missing:
         return
     by_hand = "apt-get install " + " ".join(missing)

@@ -518,6 +518,16 @@ def lines_over(source: Source, most: int = MOST_LINES) -> Iterator[Finding]:
         yield most, f"{count} lines, where {most} are the bound"
 
 
+_WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.datetime.now"}
+
+
+def wall_clock_tells_moments(source: Source) -> Iterator[Finding]:
+    """Whoever subtracts two readings of a clock that is set meanwhile gets no duration."""
+    for call, name in source.calls():
+        if name in _WALL_CLOCK:
+            yield call.lineno, "asks the wall clock; durations are of time.monotonic()"
+
+
 _LONG_FUNCTION_LINES = 30
 
 

@@ -42,6 +42,20 @@ READS_ENVIRONMENT = frozenset(
     }
 )
 
+TELLS_MOMENTS = frozenset(
+    {
+        "config/logging.py",  # When an event was.
+        "services/health.py",  # When the schema was seen.
+        "services/metrics.py",  # When the lag was measured.
+        "services/vitality.py",  # The moment of the last evidence: now, less its monotonic age.
+        "services/embedded_owner.py",  # Since when somebody holds the lock.
+        "services/signing.py",  # Until when a token is good: other machines have to agree on it.
+        "services/verify_reach.py",  # How long a certificate is still good.
+        "services/verify_store.py",  # How far the database's clock is from ours.
+        "api/health.py",  # When the pool was looked at.
+    }
+)
+
 LONGER = {
     # Opened, kept and closed in one place: split, each part would need the other's state.
     "src/services/database.py": 460,
@@ -244,6 +258,14 @@ RULES = {
             ),
             ("src/api/x.py", "@router.post('/')\nasync def f(session):\n    await session.exec(query)"),
             ("src/api/x.py", "@router.get('/')\nasync def f():\n    return select(Task)"),
+        ),
+    ),
+    "the wall clock tells moments, never durations": Kept(
+        house.wall_clock_tells_moments,
+        [source for source in PRODUCT if source.path.removeprefix("src/") not in TELLS_MOMENTS],
+        (
+            ("src/services/x.py", "import time\nstarted = time.time()"),
+            ("src/services/x.py", "took = datetime.now(UTC) - started"),
         ),
     ),
     "labels of metrics are bounded": Kept(
