@@ -253,6 +253,32 @@ def test_the_better_auth_configuration_is_the_file_that_is_run() -> None:
     assert shown == [(ROOT / "backend" / "tests" / "better_auth" / "auth.mjs").read_text()]
 
 
+# How many items the sections of ASVS 5.0.0 have, for the chapters that docs/security.md goes through.
+SECTIONS = {
+    "1.1": 2, "1.2": 10, "1.3": 12, "1.4": 3, "1.5": 3, "2.1": 3, "2.2": 3, "2.3": 5, "2.4": 2, "4.1": 5, "4.2": 5,
+    "4.3": 2, "4.4": 4, "6.1": 3, "6.2": 12, "6.3": 8, "6.4": 6, "6.5": 8, "6.6": 4, "6.7": 2, "6.8": 4, "7.1": 3,
+    "7.2": 4, "7.3": 2, "7.4": 5, "7.5": 3, "7.6": 2, "8.1": 4, "8.2": 4, "8.3": 3, "8.4": 2, "9.1": 3, "9.2": 4,
+    "11.1": 4, "11.2": 5, "11.3": 5, "11.4": 4, "11.5": 2, "11.6": 2, "11.7": 2, "12.1": 5, "12.2": 2, "12.3": 5,
+    "13.1": 4, "13.2": 6, "13.3": 4, "13.4": 7, "14.1": 2, "14.2": 8, "14.3": 3, "15.1": 5, "15.2": 5, "15.3": 7,
+    "15.4": 4, "16.1": 1, "16.2": 5, "16.3": 4, "16.4": 3, "16.5": 4,
+}  # fmt: skip
+
+
+def test_every_item_of_the_security_lists_has_one_row_that_says_where_it_stands() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| ((?:\d[\d.]*|API\d+)(?:, [\d.]+)*) \| (.+)\|$", text, re.MULTILINE)
+    items = [item for row, _ in rows for item in row.split(", ")]
+    wanted = [f"{section}.{number}" for section, count in SECTIONS.items() for number in range(1, count + 1)]
+    wanted += [f"API{number}" for number in range(1, 11)]
+    assert len(items) == len(set(items))
+    assert set(items) == set(wanted)
+    for row, rest in rows:
+        sentence, _, standing = rest.strip().rpartition(" | ")
+        assert len(sentence) > 10, row
+        assert standing.startswith(("proven: ", "in part", "held", "not met, because", "no such thing")), row
+        assert TEST.search(standing) or not standing.startswith(("proven", "in part")), row
+
+
 # Health, as documented
 
 
