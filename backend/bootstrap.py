@@ -293,7 +293,7 @@ def command(*words, module="src", tests=False):
 def pytest(selection, rest):
     install(SERVICE, EMBEDDED, DEVELOPMENT)
     # Most tests wait for processes and clocks, so more of them than cores run side by side.
-    words = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadscope", "-m", selection, *rest]
+    words = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadgroup", "-m", selection, *rest]
     return subprocess.call(words, cwd=ROOT, env=environment(GROUNDWORK_FORBID_SKIPS="1"))
 
 

@@ -31,6 +31,7 @@ from src.services.embedded_roles import APPLICATION
 from src.services.signing import new_key
 
 if TYPE_CHECKING:
+    from proxies import Proxy
     from src.services.database import Database
 
 T = TypeVar("T")
@@ -57,6 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for variable in list(os.environ):
         if variable.startswith("PG") and variable[2:].isalpha():
             del os.environ[variable]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what their module has made stay together in one process; the others go to whoever is free."""
+    for item in items:
+        made = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        if any(fixture[-1].scope == "module" for fixture in made):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -301,4 +311,13 @@ async def app_database(app_database_url: str) -> AsyncIterator[Database]:
     from src.services.database import Database
 
     async with Database(parse(app_database_url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
+    """A way to the session's PostgreSQL that counts, and misbehaves when told to."""
+    from proxies import Proxy
+
+    with Proxy(postgres.port) as opened:
         yield opened

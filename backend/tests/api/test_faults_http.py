@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -69,12 +69,6 @@ def quick(make_app: MakeApp, app_database_url: str, database_url: str) -> FastAP
 @pytest.fixture
 async def ana(quick: FastAPI, serve: Serve) -> AsyncIterator[Caller]:
     async with people(serve, quick) as (opened, _):
-        yield opened
-
-
-@pytest.fixture
-def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
-    with Proxy(postgres.port) as opened:
         yield opened
 
 

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from src.config.database import parse
+from clusters import Proxy
+from src.config.database import ConnectionSettings, parse
 from src.services.database import Database
 
 
@@ -20,3 +21,9 @@ async def either(either_url: str) -> AsyncIterator[Database]:
     """An opened `Database` on a fresh migrated database, for either role in turn."""
     async with Database(parse(either_url)) as opened:
         yield opened
+
+
+@pytest.fixture
+def through_proxy(proxy: Proxy, database_url: str) -> ConnectionSettings:
+    """A fresh migrated database, reached by way of `proxy`."""
+    return parse(proxy.through(database_url))

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from echoes import ECHO, SLEEP
 from src.config.database import ConnectionSettings, parse
 from src.errors import (
     Conflict,
@@ -27,15 +28,7 @@ from src.models import Task, User
 from src.services.database import Database, Limits
 from src.services.statements import Statement
 
-ECHO = Statement(
-    "test.echo", lambda: sa.select(sa.cast(sa.bindparam("x", type_=sa.Text), sa.Text)), repeatable=True
-)
 PID = Statement("test.pid", lambda: sa.select(sa.func.pg_backend_pid()), repeatable=True)
-SLEEP = Statement(
-    "test.sleep",
-    lambda: sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float))),
-    repeatable=True,
-)
 SERIES = Statement(
     "test.series",
     lambda: sa.select(sa.func.generate_series(1, sa.bindparam("n", type_=sa.Integer)).label("i")),

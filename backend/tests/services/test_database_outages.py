@@ -6,7 +6,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from clusters import Proxy, resolving
+from echoes import ECHO, SLEEP
 from src.config.database import ConnectionSettings, parse
 from src.config.logging import configure
 from src.errors import (
@@ -36,14 +37,6 @@ from src.services.idempotency import IdempotencyKey
 from src.services.revision import CodeRevision
 from src.services.statements import Statement
 
-ECHO = Statement(
-    "test.echo", lambda: sa.select(sa.cast(sa.bindparam("x", type_=sa.Text), sa.Text)), repeatable=True
-)
-SLEEP = Statement(
-    "test.sleep",
-    lambda: sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float))),
-    repeatable=True,
-)
 ADD_USER = Statement(
     "test.add_user",
     lambda: (
@@ -64,17 +57,6 @@ QUICK = Limits(
     recovery_wait_seconds=0.8,
     check_interval_seconds=0.2,
 )
-
-
-@pytest.fixture
-def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
-    with Proxy(postgres.port) as opened:
-        yield opened
-
-
-@pytest.fixture
-def through_proxy(proxy: Proxy, database_url: str) -> ConnectionSettings:
-    return parse(proxy.through(database_url))
 
 
 @pytest.fixture

@@ -7,39 +7,18 @@ is in test_pgbouncer.py.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
-import sqlalchemy as sa
 
 from clusters import Proxy
+from echoes import ECHO, SLEEP
 from src.config.database import ConnectionSettings, parse
 from src.errors import RequestError
 from src.services.database import Database, Limits, Observation
 from src.services.embedded import EmbeddedPostgres
 from src.services.revision import CodeRevision
-from src.services.statements import Statement
-
-ECHO = Statement(
-    "test.echo", lambda: sa.select(sa.cast(sa.bindparam("x", type_=sa.Text), sa.Text)), repeatable=True
-)
-SLEEP = Statement(
-    "test.sleep",
-    lambda: sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float))),
-    repeatable=True,
-)
-
-
-@pytest.fixture
-def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
-    with Proxy(postgres.port) as opened:
-        yield opened
-
-
-@pytest.fixture
-def through_proxy(proxy: Proxy, database_url: str) -> ConnectionSettings:
-    return parse(proxy.through(database_url))
 
 
 @pytest.fixture

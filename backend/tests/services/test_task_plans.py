@@ -62,7 +62,9 @@ class Filled:
 
         By PREPARE and EXECUTE: to a statement that EXPLAIN itself prepares, `plan_cache_mode` means nothing.
         """
-        arguments = ", ".join(map(literal, statement.arguments({"owner": self.owner} | values)))
+        arguments = ", ".join(
+            map(literal, statement.arguments({"owner": self.owner, "epoch": None} | values))
+        )
         transaction = self.connection.transaction()
         await transaction.start()
         try:
@@ -278,7 +280,13 @@ async def test_users_are_found_by_their_indexes(
     connection = await asyncpg.connect(request.getfixturevalue("postgres").url_for("filled"))
     try:
         await connection.execute(f"SET plan_cache_mode = {plans}")
-        values = {"owner": filled.owner, "id": filled.owner, "email": "user7@example.com", "limit": 20}
+        values = {
+            "owner": filled.owner,
+            "epoch": None,
+            "id": filled.owner,
+            "email": "user7@example.com",
+            "limit": 20,
+        }
         explained = await connection.fetchval(
             f"EXPLAIN (FORMAT JSON) {statement.sql}", *statement.arguments(values)
         )
