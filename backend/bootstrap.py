@@ -309,6 +309,12 @@ def target_test_debian(rest):
     return pytest("(debian or slow) and not root and not neon", rest)
 
 
+def target_test_versions(rest):
+    install_debian_packages()
+    install(SERVICE, EMBEDDED, DEVELOPMENT)
+    return call([PYTHON, os.path.join("tests", "versions.py"), *rest])
+
+
 def target_test_issuers(rest):
     install_better_auth()
     return pytest("node and not neon", rest)
@@ -317,7 +323,7 @@ def target_test_issuers(rest):
 def target_test_all(rest):
     """Every part, also after one that failed or cannot be run here: what that needs is said again at the end."""
     code, missing = 0, []
-    for part in (target_test, target_test_debian, target_test_issuers):
+    for part in (target_test, target_test_debian, target_test_versions, target_test_issuers):
         try:
             code = max(code, part(rest))
         except Problem as problem:
@@ -335,16 +341,10 @@ def target_test_neon(rest):
 
 def target_check(rest):
     install(SERVICE, EMBEDDED, DEVELOPMENT)
-    sources = [
-        name
-        for name in ("src", "tests", "benchmarks", "bootstrap.py")
-        if os.path.exists(os.path.join(BACKEND, name))
-    ]
+    sources = ["src", "tests", "benchmarks", "bootstrap.py"]
     judges = [os.path.join("tests", name) for name in ("test_house.py", "test_docs.py")]
     steps = [["ruff", "check", *sources], ["ruff", "format", "--check", *sources], ["mypy"]]
-    existing = [path for path in judges if os.path.exists(os.path.join(BACKEND, path))]
-    if existing:
-        steps.append(["pytest", "-q", *existing])
+    steps.append(["pytest", "-q", *judges])
     failed = []
     for step in steps:
         say("== " + " ".join(step))
@@ -452,6 +452,7 @@ TARGETS = {
     "run": target_run,
     "test": target_test,
     "test-debian": target_test_debian,
+    "test-versions": target_test_versions,
     "test-issuers": target_test_issuers,
     "test-all": target_test_all,
     "test-neon": target_test_neon,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,11 +146,17 @@ class Served:
 
 
 @contextmanager
-def served(**settings: str) -> Iterator[Served]:
-    """`python -m src serve` with these settings and no others, from a copy of the code that has no .env."""
+def served(*, source: Path | None = None, **settings: str) -> Iterator[Served]:
+    """`python -m src serve` with these settings and no others, from a copy of the code that has no .env.
+
+    `source` is another `src` than ours.
+    """
     with tempfile.TemporaryDirectory(prefix="groundwork-served-") as directory:
         root = Path(directory)
-        copy_program(root)
+        if source is None:
+            copy_program(root)
+        else:
+            shutil.copytree(source, root / "src")
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "SIGNING_KEYS") if name in os.environ}
         with (root / "log").open("w") as log:
             process = subprocess.Popen(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 import pytest
 
+import versions
 from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
 from src.services import embedded_place
@@ -158,8 +159,13 @@ def _nothing_left_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """One running PostgreSQL 18 for the whole session. Whoever stops or freezes a server uses a private one."""
-    with open_directory() as directory, EmbeddedPostgres(directory / "data", options=FAST) as server:
+    """One running PostgreSQL for the whole session, 18 unless another version is to be tried (`versions.chosen`).
+    Whoever stops or freezes a server uses a private one."""
+    binaries = versions.binaries(versions.chosen())
+    with (
+        open_directory() as directory,
+        EmbeddedPostgres(directory / "data", binaries=binaries, options=FAST) as server,
+    ):
         yield server
 
 
@@ -203,6 +209,7 @@ def private_postgres(
             directory: Path | None = None,
             prepare: Callable[[EmbeddedPostgres], Mapping[str, str]] | None = None,
         ) -> EmbeddedPostgres:
+            binaries = binaries or versions.binaries(versions.chosen())
             place = directory or stack.enter_context(open_directory()) / "data"
             if not place.exists():
                 prepared_cluster(place, binaries)
