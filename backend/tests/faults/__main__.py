@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--clients", type=int, default=12, help="an even number: each two are a family")
     run.add_argument("--schedule", type=Path, default=None, help="carry out the faults in this file instead")
     run.add_argument("--print-schedule", action="store_true", help="print what the seed means, and stop")
+    run.add_argument(
+        "--pairs", action="store_true", help="every second fault of the database has another beside it"
+    )
     run.add_argument("--keep", action="store_true", help="keep the journals although all is well")
     caught = commands.add_parser("mutants", help="break the service on purpose, and see each breakage found")
     caught.add_argument("names", nargs="*", help="default: all")
@@ -55,7 +58,9 @@ def _run(given: argparse.Namespace) -> int:
         return 2
     faults: itertools.chain[Fault] | list[Fault]
     faults = (
-        list(read(given.schedule.read_text())) if given.schedule else itertools.chain(schedule(seed, kinds))
+        list(read(given.schedule.read_text()))
+        if given.schedule
+        else itertools.chain(schedule(seed, kinds, pairs=given.pairs))
     )
     if given.print_schedule:
         for fault in itertools.islice(faults, round(given.seconds)):

@@ -61,12 +61,14 @@ class Nemesis:
         """One fault from its beginning to the service's recovery."""
         self._turn += 1
         began = self._clock()
-        with self._ways[fault.kind](fault):
-            self._wait(fault.hold)
+        beside = self._ways[fault.beside](fault.other) if fault.beside else contextlib.nullcontext()
+        with self._ways[fault.kind](fault), beside:
+            time.sleep(fault.hold)
         ended = self._clock()
         first, whole = self._witness(ended, RECOVERY_SECONDS)
         noted = {
             "fault": fault.kind,
+            **({"beside": fault.beside} if fault.beside else {}),
             "began": round(began, 4),
             "ended": round(ended, 4),
             "first": None if first is None else round(first, 4),
@@ -77,9 +79,6 @@ class Nemesis:
         if not self.stage.service_lives():
             self.misdeeds.append(f"the supervisor ended by itself after {fault.kind}")
             self.stage.start_service()
-
-    def _wait(self, seconds: float) -> None:
-        time.sleep(seconds)
 
     # Between service and database
 

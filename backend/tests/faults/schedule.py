@@ -57,20 +57,33 @@ KINDS: Final[dict[str, Kind]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a schedule; written and read as `rest kind hold amount`."""
+    """One fault of a schedule; written and read as `rest kind hold amount`, and perhaps the kind of another that
+    happens while this one lasts."""
 
     kind: str
     rest: float
     hold: float
     amount: int
+    beside: str = ""
 
     def __str__(self) -> str:
-        return f"{self.rest:.3f} {self.kind} {self.hold:.3f} {self.amount}"
+        return f"{self.rest:.3f} {self.kind} {self.hold:.3f} {self.amount} {self.beside}".rstrip()
+
+    @property
+    def other(self) -> Fault:
+        """The one beside it."""
+        return Fault(self.beside, 0.0, 0.0, max(1, KINDS[self.beside].amount[0]))
 
 
-def schedule(seed: int, kinds: Iterable[str], *, rest: tuple[float, float] = (0.3, 1.0)) -> Iterator[Fault]:
-    """Faults without end."""
-    chance = random.Random(seed)
+BESIDE: Final = ("worker-kill", "worker-freeze", "net-reset", "net-stall", "net-reply-lost", "net-reply-cut")
+"""What can happen while the database is hit and leaves it as it is."""
+
+
+def schedule(
+    seed: int, kinds: Iterable[str], *, rest: tuple[float, float] = (0.3, 1.0), pairs: bool = False
+) -> Iterator[Fault]:
+    """Faults without end. With `pairs` every second one that hits the database has another beside it."""
+    chance, second = random.Random(seed), random.Random(f"{seed}/beside")
     names = sorted(set(kinds))
     while True:
         chance.shuffle(names)
@@ -81,13 +94,17 @@ def schedule(seed: int, kinds: Iterable[str], *, rest: tuple[float, float] = (0.
                 round(chance.uniform(*rest), 3),
                 round(chance.uniform(*kind.hold), 3),
                 chance.randint(*kind.amount),
+                second.choice(BESIDE) if pairs and kind.database and second.random() < 0.5 else "",
             )
 
 
 def read(text: str) -> list[Fault]:
     """A schedule as it was printed, perhaps shortened since; empty lines and those with # are passed over."""
     lines = (line.split() for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    return [Fault(kind, float(rest), float(hold), int(amount)) for rest, kind, hold, amount in lines]
+    return [
+        Fault(kind, float(rest), float(hold), int(amount), *beside)
+        for rest, kind, hold, amount, *beside in lines
+    ]
 
 
 def chosen(words: Sequence[str]) -> list[str]:

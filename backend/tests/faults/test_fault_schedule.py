@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -25,8 +26,18 @@ def test_every_round_has_every_kind_once() -> None:
         assert low <= fault.hold <= high
 
 
-def test_a_printed_schedule_is_read_back_as_it_was() -> None:
-    faults = list(itertools.islice(schedule(1, list(KINDS)), 50))
+def test_pairs_leave_the_rest_of_a_schedule_as_it_is() -> None:
+    alone = list(itertools.islice(schedule(4, list(KINDS)), 100))
+    paired = list(itertools.islice(schedule(4, list(KINDS), pairs=True), 100))
+    assert [replace(fault, beside="") for fault in paired] == alone
+    beside = [fault for fault in paired if fault.beside]
+    assert len(beside) > 20
+    assert all(KINDS[fault.kind].database and not KINDS[fault.beside].database for fault in beside)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_printed_schedule_is_read_back_as_it_was(pairs: bool) -> None:
+    faults = list(itertools.islice(schedule(1, list(KINDS), pairs=pairs), 50))
     assert read("# seed 1\n\n" + "\n".join(map(str, faults))) == faults
 
 
