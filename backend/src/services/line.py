@@ -29,6 +29,7 @@ class Line:
         # Seconds between two that leave while others wait. Unknown (0) at the beginning of each such time, because
         # what was slow an hour ago need not be slow now.
         self._gap = 0.0
+        self._gaps = 0
         self._left_at: float | None = None
 
     @property
@@ -40,7 +41,9 @@ class Line:
         """Waits for a place, `seconds` or the line's patience at most. Raises `NoProspect`."""
         if self._free.locked():
             patience = min(self._patience, max(seconds, 0.0))
-            if self.waiting >= self._places and (self.waiting + 1) * self._gap > patience:
+            # One gap may be a pause of the whole machine, after which all who are inside leave at once.
+            known = self._gaps >= 2 * self._places
+            if known and self.waiting >= self._places and (self.waiting + 1) * self._gap > patience:
                 raise NoProspect
             self.waiting += 1
             try:
@@ -61,7 +64,8 @@ class Line:
             if self._left_at is not None:
                 gap = now - self._left_at
                 self._gap = gap if not self._gap else self._gap + (gap - self._gap) * _NEWEST
+                self._gaps += 1
             self._left_at = now
         else:
-            self._gap, self._left_at = 0.0, None
+            self._gap, self._gaps, self._left_at = 0.0, 0, None
         self._free.release()

@@ -57,6 +57,27 @@ async def test_what_was_slow_before_is_not_held_against_those_who_come_later() -
     assert len(done) == 100
 
 
+async def test_one_pause_of_the_machine_turns_nobody_away() -> None:
+    """What all of them met, between two that left, is no pace: the places would empty in a moment."""
+    line = Line(4, 2.0)
+    for _ in range(4):
+        await line.enter(60)
+    waiting = [asyncio.create_task(line.enter(60)) for _ in range(8)]
+    await asyncio.sleep(0)
+    line.leave()
+    await asyncio.sleep(0.4)
+    line.leave()
+    await asyncio.sleep(0)
+    newcomer = asyncio.create_task(line.enter(60))
+    await asyncio.sleep(0)
+    assert not newcomer.done()
+    for _ in range(11):
+        line.leave()
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting, newcomer)
+    assert (line.inside, line.waiting) == (0, 0)
+
+
 async def test_who_hangs_up_in_the_line_leaves_no_trace() -> None:
     line = Line(1, 60)
     await line.enter(60)
