@@ -28,6 +28,9 @@ from .stage import MAX_CONNECTIONS, OURS, Stage
 RECOVERY_SECONDS: Final = 20.0
 """So long a recovery is waited for; one that takes longer has failed."""
 
+RENEWAL_SECONDS: Final = 120.0
+"""The same of a renewal: two workers start one after the other, beside a load that takes all that the machine has."""
+
 _WRITING: Final = "INSERT, UPDATE, DELETE"
 _SERVICES: Final = f"backend_type = 'client backend' AND application_name <> '{OURS}'"
 
@@ -268,10 +271,10 @@ class Nemesis:
     def _workers_renew(self, fault: Fault) -> Iterator[None]:
         old = self._all_workers()
         self.stage.signal_service(signal.SIGHUP)
-        until = time.monotonic() + 60
+        until = time.monotonic() + RENEWAL_SECONDS
         while set(self.stage.worker_pids()) & old or len(self.stage.worker_pids()) < self.stage.workers:
             if time.monotonic() > until:
-                self.misdeeds.append("the workers were not renewed within 60 s")
+                self.misdeeds.append("the workers were not renewed in time")
                 break
             time.sleep(0.05)
         yield

@@ -140,7 +140,7 @@ class Stage:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=processes.die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - the main thread
+                preexec_fn=_as_an_operator_would(),  # noqa: PLW1509 - the main thread
             )
         until = time.monotonic() + 90
         while not (self.answers() and len(self.worker_pids()) == self.workers):
@@ -248,6 +248,18 @@ class Stage:
                 await connection.close()
 
         return asyncio.run(look())
+
+
+def _as_an_operator_would() -> Callable[[], None]:
+    """Whoever runs the harness by nohup lets it, and all that it starts, ignore the signal that renews workers."""
+    end_with_us = processes.die_with_parent(signal.SIGTERM)
+
+    def arrange() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if end_with_us is not None:
+            end_with_us()
+
+    return arrange
 
 
 @contextlib.contextmanager
