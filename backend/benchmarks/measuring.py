@@ -101,10 +101,11 @@ def compare(
     operations = [OPERATIONS[slug] for slug in slugs]
     quick = asked.what == "quick"
     rounds, seconds = (1, 0.3) if quick else (asked.rounds, asked.seconds)
+    ways = ["32", "rate"] if quick else asked.ways.split(",")
     began = describe()
     samples: list[Sample] = []
     text = ""
-    measured = measure(server, data, servers, operations, rounds, seconds, asked.rate, asked.ways.split(","))
+    measured = measure(server, data, servers, operations, rounds, seconds, asked.rate, ways)
     for number, some in itertools.groupby(measured, lambda sample: sample.round):
         samples += some
         result: dict[str, Any] = {

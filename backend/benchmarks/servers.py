@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from src.services import embedded_processes as processes
 from src.services.embedded import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key
 
@@ -167,6 +168,8 @@ def running(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            # However we end, nothing of ours goes on.
+            preexec_fn=processes.die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - looked up before the fork
         )
     try:
         _wait_until_ready(server, process, port, log)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import picture, report
 from benchmarks.clocks import cpu_seconds, family
 from benchmarks.load import COUNTED, Plan, run
+from benchmarks.measuring import RESULTS
+from benchmarks.profiling import layer_of
+from benchmarks.statements import statements
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -131,3 +136,23 @@ def test_the_cpu_of_a_process_is_counted_and_its_sleep_is_not() -> None:
     assert after - between >= 0.1
     assert between >= before
     assert family(os.getpid())[0] == os.getpid()
+
+
+def test_what_is_shown_was_worked_out_from_the_samples() -> None:
+    result = json.loads((RESULTS / "results.json").read_text())
+    assert (RESULTS / "results.txt").read_text() == report.text(result)
+    assert (RESULTS / "picture.svg").read_text() == picture.draw(result)
+
+
+def test_a_sample_of_the_stack_belongs_to_the_innermost_layer_that_is_known() -> None:
+    stack = "main (src/worker.py:1);app (fastapi/routing.py:2);row (src/services/database.py:3)"
+    assert layer_of(stack) == "database, pool"
+    assert layer_of(f"{stack};fetchrow (asyncpg/connection.py:4);encode (json/encoder.py:5)") == "asyncpg"
+    assert layer_of("something (else.py:1)") == "other"
+
+
+def test_every_parameter_of_a_statement_is_given_to_pgbench() -> None:
+    for sql in statements().values():
+        assert not re.search(r"\$\d", sql)
+        # What pgbench would take for a variable is one.
+        assert set(re.findall(r"(?<!:):([A-Za-z]\w*)", sql)) <= {"n", "i"}
