@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,10 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from clusters import Authority, Proxy, Thief, resolving
 from conftest import FAST, open_directory
@@ -336,18 +342,83 @@ VERIFYING = [
 ]
 
 
-@pytest.mark.parametrize("disguise", ["no TLS", "unknown", "wrong host"])
+NAMES = ("db.internal", "127.0.0.1", POOLED, DIRECT)
+DISGUISES = ["no TLS", "unknown", "self-signed", "wrong host", "expired", "not yet valid", "a client's"]
+
+
+def issued(authority: Authority, disguise: str) -> tuple[bytes, bytes]:
+    """A certificate for the right names that is wrong in this one way, and its key, both as PEM."""
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "db.internal")])
+    issuer = x509.load_pem_x509_certificate(authority.ca.cert_pem.bytes())
+    signer = serialization.load_pem_private_key(authority.ca.private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    if disguise == "self-signed":
+        signer = key
+    named = [
+        x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
+        for name in NAMES
+    ]
+    usage = ExtendedKeyUsageOID.CLIENT_AUTH if disguise == "a client's" else ExtendedKeyUsageOID.SERVER_AUTH
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if disguise == "self-signed" else issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + day if disguise == "not yet valid" else now - 9 * day)
+        .not_valid_after(now - day if disguise == "expired" else now + 9 * day)
+        .add_extension(x509.SubjectAlternativeName(named), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    return certificate.public_bytes(serialization.Encoding.PEM), secret
+
+
+def wearing(authority: Authority, disguise: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate, key = authority.directory / "worn.crt", authority.directory / "worn.key"
+    for path, content in zip((certificate, key), issued(authority, disguise), strict=True):
+        path.write_bytes(content)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_a_certificate_of_this_make_with_nothing_wrong_is_taken(doors: Doors, tmp_path: Path) -> None:
+    """So that what the test below refuses is refused for the one thing that is wrong with it."""
+    authority = Authority(tmp_path)
+    with (
+        Proxy(doors.server.port, tls=wearing(authority, "nothing")) as proxy,
+        resolving(ELSEWHERE),
+    ):
+        pasted = f"postgresql://<AUTH>@{POOLED}:{proxy.port}/groundwork?sslrootcert={authority.root_path}"
+        assert await by_pool(parse(doors.fill(pasted))) == "groundwork"
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
 @pytest.mark.parametrize("pasted", VERIFYING)
-async def test_an_impostor_hears_nothing(pasted: str, disguise: str, tmp_path: Path) -> None:
+async def test_an_impostor_hears_nothing(
+    pasted: str, disguise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = Authority(tmp_path), Authority(tmp_path)
     if disguise == "wrong host" and "verify-ca" in pasted:
         disguise = "unknown"  # verify-ca does not look at the name: that is its meaning
     contexts = {
         "no TLS": lambda: None,
-        "unknown": lambda: theirs.server_context("db.internal", "127.0.0.1", POOLED, DIRECT),
+        "unknown": lambda: theirs.server_context(*NAMES),
         "wrong host": lambda: ours.server_context("thief.example.com"),
     }
-    with Thief(contexts[disguise]()) as thief, resolving(ELSEWHERE):
+    # With our own authority known to the system, nothing but the disguise is wrong.
+    monkeypatch.setenv("SSL_CERT_FILE", str(ours.root_path))
+    context = contexts[disguise]() if disguise in contexts else wearing(ours, disguise)
+    with Thief(context) as thief, resolving(ELSEWHERE):
         root = tmp_path / "ours.crt"
         ours.ca.cert_pem.write_to_path(str(root))
         settings = parse(pasted.replace("PORT", str(thief.port)).replace("ROOT", str(root)))
