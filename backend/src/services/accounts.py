@@ -41,7 +41,7 @@ from .account_rows import (
     STANDING,
 )
 from .ownership import Author, revoked_is_unauthenticated
-from .passwords import Passwords
+from .passwords import Derived, Passwords
 from .throttle import Throttle
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Accounts:
         # For an account that is not there the same is done, with an id that nobody has.
         account, recipe = (uuid4(), None) if found is None else (found[0], found[1])
         password = given.password.get_secret_value()
-        derived = await self._passwords.derive(password, recipe)
+        derived = await self._derived(password, recipe, account)
         ticket = _Ticket.new(uuid4())
         opened = await db.row(
             OPEN,
@@ -190,6 +190,14 @@ class Accounts:
         if self._passwords.outdated(derived.recipe):
             await self._renew(db, account, password, derived.proof)
         return self._granted(account, opened[0], opened[1], ticket)
+
+    async def _derived(self, password: str, recipe: str | None, account: UUID) -> Derived:
+        """What `recipe` makes of the password; what another one makes, and so no proof, where it cannot be used."""
+        try:
+            return await self._passwords.derive(password, recipe)
+        except ValueError:
+            log.error("account.recipe-unusable", user_id=str(account))  # noqa: TRY400 - the text has the recipe
+        return await self._passwords.derive(password)
 
     async def _renew(self, db: Database, account: UUID, password: str, proof: bytes) -> None:
         """Keeps the password by today's cost. Where that fails the next log-in does it: this one has succeeded."""
@@ -263,7 +271,7 @@ class Accounts:
         """
         self._throttle.attempt("log-in", client, str(author.user_id))
         recipe = await db.value(RECIPE_BY_ID, account=author.user_id)
-        derived = await self._passwords.derive(change.current_password.get_secret_value(), recipe)
+        derived = await self._derived(change.current_password.get_secret_value(), recipe, author.user_id)
         password = change.new_password
         new = None if password is None else await self._passwords.derive(password.get_secret_value())
         with revoked_is_unauthenticated():

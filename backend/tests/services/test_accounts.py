@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from src.config.settings import load_settings
 from src.errors import Conflict, LogInFailed, NotFound, Unauthenticated
@@ -181,6 +182,21 @@ async def test_a_log_in_raises_an_older_cost_to_todays_and_the_password_goes_on_
             assert after != before
             assert ",t=3," in after
     await door.log_in(app_database, entry(), HERE)
+
+
+async def test_a_recipe_that_somebody_has_changed_opens_nothing_and_costs_no_more_than_others(
+    door: Accounts, app_database: Database, owner: asyncpg.Connection[Any]
+) -> None:
+    await sign_up(door, app_database)
+    before = await owner.fetchval("SELECT recipe FROM credentials")
+    with capture_logs() as logs:
+        for recipe in (before.replace("m=19456", "m=99999999"), "md5", "x" * 255):
+            await owner.execute("UPDATE credentials SET recipe = $1", recipe)
+            with pytest.raises(LogInFailed):
+                await door.log_in(app_database, entry(), HERE)
+    said = [line for line in logs if line["event"] == "account.recipe-unusable"]
+    assert len(said) == 3
+    assert not any("argon2id" in str(line) for line in said)
 
 
 # Operators
