@@ -163,7 +163,7 @@ async def test_no_answer_to_somebody_with_a_token_may_be_given_to_another(
         else:
             assert kept == "no-store", (answer.status, answer.headers)
     assert 401 in seen
-    assert seen & {200, 201, 204, 304}
+    assert seen & {200, 201, 204, 304} or operation.has_password
 
 
 @pytest.mark.parametrize("operation", [one for one in LOCKED if one.media_type], ids=lambda one: one.name)

@@ -34,7 +34,7 @@ ROUND = int(os.environ.get("GROUNDWORK_FUZZ_ROUND", "0"))
 OPERATIONS = surface.operations(create_app(Settings()))
 WITH_BODY = [operation for operation in OPERATIONS if operation.media_type is not None]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
-ANSWERED = frozenset({200, 201, 204, 304, 400, 401, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429})
+ANSWERED = frozenset({200, 201, 204, 304, 400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429})
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 each_with_body = pytest.mark.parametrize("operation", WITH_BODY, ids=lambda operation: operation.name)
@@ -55,6 +55,7 @@ class Walk:
         self.wire = Wire(app)
         self.caller = caller
         self.texts: set[str] = set()
+        self.ids: dict[str, dict[str, str]] = {}
         self.vocabulary = "\n".join(
             [
                 json.dumps(app.openapi()),
@@ -68,11 +69,16 @@ class Walk:
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(name.encode(), value.encode()) for name, value in self.caller.headers.items()]
 
-    async def ids(self, operation: Operation) -> dict[str, str]:
-        """Of what is there, where the operation wants one."""
-        if "task_id" in surface.path_parameters(operation) and operation.verb != "PUT":
-            return {"task_id": (await self.caller.create())["id"]}
-        return {}
+    async def request(
+        self, operation: Operation, place: surface.Pointer | None = None, value: Any = None
+    ) -> Asked:
+        """One that is as described, on what is there; by somebody new where it may end an account or a session."""
+        if operation.verb == "DELETE":
+            self.caller = self.caller.stranger()
+        if operation.verb == "DELETE" or operation.name not in self.ids:
+            there = "task_id" in surface.path_parameters(operation) and operation.verb != "PUT"
+            self.ids[operation.name] = {"task_id": (await self.caller.create())["id"]} if there else {}
+        return operation.request(self.headers(), place, value, self.ids[operation.name])
 
     async def answered(self, asked: Asked, text: str) -> Answer:
         """The answer: held to the contract, no fault of ours, and silent about the text where it was refused."""
@@ -104,9 +110,16 @@ class Walk:
 
 @pytest.fixture
 def app(make_app: MakeApp, app_database_url: str, database_url: str) -> FastAPI:
-    # All of the documents are read: 250 kB is the longest.
+    # All of the documents are read (250 kB is the longest), and nobody is told to come again later.
+    unlimited = dict.fromkeys(
+        ("login_rate_limit", "login_address_rate_limit", "sign_up_rate_limit", "refresh_rate_limit"), "off"
+    )
     return make_app(
-        database_url=app_database_url, database_migration_url=database_url, max_body_bytes=1 << 20
+        database_url=app_database_url,
+        database_migration_url=database_url,
+        max_body_bytes=1 << 20,
+        password_hash_queue=1000,
+        **unlimited,
     )
 
 
@@ -118,7 +131,7 @@ async def walk(app: FastAPI, serve: Serve, log: Log) -> AsyncIterator[Walk]:
         yield walked
     # One line for each request, whatever was in it, and nothing of it.
     lines = [json.loads(line) for line in log.text.splitlines()]
-    assert {line["level"] for line in lines} <= {"debug", "info"}
+    assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
     assert sum(line["event"] == "request" for line in lines) >= len(walked.texts)
     found = [text for text in walked.texts if not walked.is_common(text) and text in log.text]
     # An id of the client's own is kept, and a number may be a duration: neither can break a line.
@@ -136,9 +149,8 @@ async def test_i17_a_naughty_text_in_any_field_comes_back_as_it_was_or_is_refuse
     assert places
     taken = 0
     for number, place in enumerate(places):
-        ids = await walk.ids(operation)
         for text in part(corpora.strings(), number, operation):
-            asked = operation.request(walk.headers(), place, text, ids)
+            asked = await walk.request(operation, place, text)
             answer = await walk.answered(asked, text)
             if answer.status not in (200, 201) or not answer.body:
                 continue
@@ -158,9 +170,8 @@ async def test_i17_a_naughty_text_in_any_field_comes_back_as_it_was_or_is_refuse
 
 @each_with_body
 async def test_a_naughty_text_as_the_name_of_a_field_is_refused(walk: Walk, operation: Operation) -> None:
-    ids = await walk.ids(operation)
     for text in part(corpora.strings(), 0, operation):
-        asked = operation.request(walk.headers(), ids=ids)
+        asked = await walk.request(operation)
         first, brace, rest = asked.body.partition(b"{")
         comma = b"" if rest.startswith(b"}") else b", "
         asked.body = first + brace + json.dumps(text).encode() + b": 1" + comma + rest
@@ -170,16 +181,15 @@ async def test_a_naughty_text_as_the_name_of_a_field_is_refused(walk: Walk, oper
 
 @each_operation
 async def test_a_naughty_text_as_a_parameter_is_no_fault_of_ours(walk: Walk, operation: Operation) -> None:
-    ids = await walk.ids(operation)
     for number, name in enumerate([*operation.query_names(), "unknown"]):
         for text in part(corpora.strings(), number, operation):
-            asked = operation.request(walk.headers(), ids=ids)
+            asked = await walk.request(operation)
             asked.query = surface.in_query(name, text)
             answer = await walk.answered(asked, text)
             if operation.query_names():
                 assert answer.status in (200, 422), (answer, name, ascii(text))
     for text in part(corpora.strings(), 1, operation):
-        asked = operation.request(walk.headers(), ids=ids)
+        asked = await walk.request(operation)
         # As a name, and as all of the query, whatever it may then mean.
         for query in (
             surface.in_query(text, "1"),
@@ -211,9 +221,9 @@ async def test_a_naughty_text_in_a_header_that_nobody_reads_makes_no_difference(
 ) -> None:
     for text in part(corpora.strings(), 0, operation):
         value = surface.in_header(text)
-        plain = operation.request(walk.headers(), ids=await walk.ids(operation))
+        plain = await walk.request(operation)
         without = await walk.answered(plain, "")
-        asked = operation.request(walk.headers(), ids=await walk.ids(operation))
+        asked = await walk.request(operation)
         asked.headers += [(name.encode(), value) for name in surface.IGNORED]
         asked.headers.append((b"host", value))
         answer = await walk.answered(asked, text)
@@ -224,13 +234,10 @@ async def test_a_naughty_text_in_a_header_that_nobody_reads_makes_no_difference(
 async def test_a_naughty_text_in_a_header_that_is_read_is_taken_or_refused(
     walk: Walk, operation: Operation
 ) -> None:
-    ids = await walk.ids(operation)
     for number, name in enumerate(operation.header_names()):
         for text in part(corpora.strings(), number, operation):
-            if operation.verb == "DELETE":
-                ids = await walk.ids(operation)
             value = surface.in_header(text)
-            asked = operation.request(walk.headers(), ids=ids)
+            asked = await walk.request(operation)
             asked.headers = [(given, held) for given, held in asked.headers if given.decode() != name]
             asked.headers.append((name.encode(), value))
             answer = await walk.answered(asked, text)
@@ -246,10 +253,9 @@ async def test_a_naughty_text_in_a_header_that_is_read_is_taken_or_refused(
 
 @each_with_body
 async def test_i18_every_document_that_is_no_json_is_refused(walk: Walk, operation: Operation) -> None:
-    ids = await walk.ids(operation)
     for number, place in enumerate([None, *operation.values("any")]):
         for document in part(corpora.broken(), number, operation) if place is not None else corpora.broken():
-            asked = operation.request(walk.headers(), ids=ids)
+            asked = await walk.request(operation)
             asked.body = document if place is None else operation.document(place, document)
             if operation.media_type != surface.JSON and not document.strip() and place is None:
                 continue  # No line is no faulty line.
@@ -261,15 +267,14 @@ async def test_i18_every_document_that_is_no_json_is_refused(walk: Walk, operati
 async def test_i18_every_document_that_may_be_json_is_no_fault_of_ours(
     walk: Walk, operation: Operation
 ) -> None:
-    ids = await walk.ids(operation)
     documents = [*corpora.documents("y"), *corpora.documents("i"), *naughty.valid_documents()]
     assert len(corpora.documents("y")) == 95
     for number, place in enumerate([None, *operation.values("any")]):
         for document in part(documents, number, operation) if place is not None else documents:
-            asked = operation.request(walk.headers(), ids=ids)
+            asked = await walk.request(operation)
             asked.body = document if place is None else operation.document(place, document)
             answer = await walk.answered(asked, "")
-            assert answer.status in (200, 201, 400, 401, 404, 409, 412, 422), (operation.name, place, answer)
+            assert answer.status in ANSWERED - {405, 429}, (operation.name, place, answer)
 
 
 # Whether a fault would be found
@@ -306,7 +311,7 @@ def test_every_body_has_places_and_every_place_is_named_once() -> None:
     assert named[f"POST {TASKS}"] == [("title",), ("description",), ("is_completed",)]
     assert ("created_at",) in named[f"POST {TASKS}/import"]
     assert ("operations", 1, "task", "description") in named[f"POST {TASKS}/batch"]
-    assert all(len(set(places)) == len(places) > 1 for places in named.values())
+    assert all(len(set(places)) == len(places) > 0 for places in named.values())
     assert {operation.template for operation in OPERATIONS} >= {
         "/docs/{asset}",
         "/problems/{slug}",
