@@ -115,12 +115,6 @@ def _change() -> Any:
 # Of operators, who connect as the owner of the tables
 
 
-def _ended(changed: CTE) -> CTE:
-    """The sessions of whoever is in `changed` are over."""
-    gone = delete_from(Session).where(col(Session.user_id) == changed.c.id)
-    return gone.returning(col(Session.id)).cte("ended")
-
-
 def _next_epoch(**values: Any) -> CTE:
     raised = {"token_epoch": col(User.token_epoch) + literal_column("1"), "updated_at": func.now(), **values}
     changed = update_in(User).where(col(User.id) == _given("account")).values(raised)
@@ -141,12 +135,16 @@ def _set_password() -> Any:
             "changed_at": func.now(),
         },
     ).returning(col(Credential.user_id))
-    return select(changed.c.id).add_cte(kept.cte("kept"), _ended(changed))
+    return select(changed.c.id).add_cte(kept.cte("kept"))
 
 
 def _disable() -> Any:
-    changed = _next_epoch(disabled_at=func.coalesce(col(User.disabled_at), func.now()))
-    return select(changed.c.id).add_cte(_ended(changed))
+    return select(_next_epoch(disabled_at=func.coalesce(col(User.disabled_at), func.now())).c.id)
+
+
+def _end_theirs() -> Any:
+    gone = delete_from(Session).where(col(Session.user_id) == _given("account"))
+    return select(func.count().label("count")).select_from(gone.returning(col(Session.id)).cte("gone"))
 
 
 def _enable() -> Any:
@@ -181,6 +179,7 @@ RENEW = Statement("accounts.renew_verifier", _renew, repeatable=False)
 CHANGE = Statement("accounts.change", _change, repeatable=False)
 SET_PASSWORD = Statement("accounts.set_password", _set_password, repeatable=False)
 DISABLE = Statement("accounts.disable", _disable, repeatable=False)
+END_THEIRS = Statement("sessions.end_theirs", _end_theirs, repeatable=False)
 ENABLE = Statement("accounts.enable", _enable, repeatable=True, writes=True)
 STANDING = Statement("accounts.standing", _standing, repeatable=True)
 EXPIRED = Statement("sessions.sweep", _expired, repeatable=True, writes=True)

@@ -29,6 +29,7 @@ from .account_rows import (
     DISABLE,
     ENABLE,
     END_ALL,
+    END_THEIRS,
     EXPIRED,
     OPEN,
     RECIPE_BY_EMAIL,
@@ -49,8 +50,10 @@ if TYPE_CHECKING:
 
     from ..config.settings import Settings
     from ..models.account import AccountChange, LogIn, SignUp
+    from .connections import Connection
     from .database import Database
     from .signing import SigningKeys
+    from .statements import Statement
 
 PREFIX: Final = "gwr_"
 """Leads every refresh token, so that scanners for secrets can know it."""
@@ -321,13 +324,13 @@ async def standing(db: Database, email: str) -> Standing:
 async def set_password(db: Database, passwords: Passwords, user_id: UUID, password: str) -> None:
     """Gives a user this password in place of any other, and ends their sessions and tokens. Raises `NotFound`."""
     derived = await passwords.derive(password)
-    found = await db.value(SET_PASSWORD, account=user_id, recipe=derived.recipe, verifier=derived.verifier)
-    _there(found)
+    password_of = {"account": user_id, "recipe": derived.recipe, "verifier": derived.verifier}
+    _there(await _ending_sessions(db, SET_PASSWORD, password_of))
 
 
 async def disable(db: Database, user_id: UUID) -> None:
     """Ends a user's sessions, and refuses every log-in and write until `enable`. Raises `NotFound`."""
-    _there(await db.value(DISABLE, account=user_id))
+    _there(await _ending_sessions(db, DISABLE, {"account": user_id}))
 
 
 async def enable(db: Database, user_id: UUID) -> None:
@@ -339,6 +342,18 @@ async def sweep(connection: asyncpg.Connection[Any]) -> int:
     """Deletes the sessions that have ended, and says how many. A log-in takes those of its own user along."""
     count: int = await connection.fetchval(EXPIRED.sql, *EXPIRED.arguments({}))
     return count
+
+
+async def _ending_sessions(db: Database, deed: Statement, values: dict[str, Any]) -> object:
+    """Does the deed, and then ends the user's sessions: in two statements, because one would look for them before it
+    waits for a log-in that is under way, and leave its session."""
+
+    async def work(connection: Connection) -> object:
+        done: object = await connection.fetchval(deed.sql, *deed.arguments(values))
+        await connection.execute(END_THEIRS.sql, *END_THEIRS.arguments(values))
+        return done
+
+    return await db.atomically(work, name=deed.name)
 
 
 def _there(found: object) -> None:

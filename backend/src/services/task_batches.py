@@ -40,7 +40,7 @@ from ..errors import BatchRefused, Conflict, InputFault, InternalFault, KeyReuse
 from ..models import CreateOperation, DeleteOperation, KeptAnswer, Task, TaskOperation, TaskRead
 from ..models.rendering import as_array, fields
 from .idempotency import IdempotencyKey, claim, key_values, swept
-from .ownership import Author, me, me_writing, mine, provisioned, revoked_is_unauthenticated
+from .ownership import Author, me_writing, mine, provisioned, revoked_is_unauthenticated
 from .statements import Statement
 from .task_rows import ANY_VERSION, NOBODYS, after, array_rows, instant
 
@@ -294,7 +294,8 @@ def _look(once: bool) -> Any:
 
 
 def _write(once: bool) -> Any:
-    who = me()
+    # Once more, because it may have waited for others since it looked.
+    who = me_writing()
     rows = array_rows("made", _COLUMNS, _TYPES)
     new = select(who.c.v, *(rows.c[name] for name in _COLUMNS))
     made = (

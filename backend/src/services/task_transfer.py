@@ -24,7 +24,7 @@ from sqlmodel import col
 from ..errors import InputFault, Invalid, TooManyRequests, Unavailable
 from ..models import Task, TaskImport, TaskRead
 from ..models.rendering import as_object, fields, render_timestamp
-from .ownership import Author, me, me_writing, provisioned, revoked_is_unauthenticated
+from .ownership import Author, me_writing, provisioned, revoked_is_unauthenticated
 from .statements import Statement
 from .task_rows import after, array_rows, instant
 
@@ -215,7 +215,7 @@ async def _load(
 
 async def _store(connection: Connection, author: Author, lines: list[_Line]) -> int:
     """Raises `Invalid` for ids that are taken."""
-    values: dict[str, Any] = {"owner": author.user_id, "email": author.email}
+    values: dict[str, Any] = {"owner": author.user_id, "epoch": author.epoch}
     values |= {f"new_{name}": [getattr(line.task, name) for line in lines] for name in _COLUMNS}
     values |= {f"new_{name}": [_written(getattr(line.task, name)) for line in lines] for name in _INSTANTS}
     stored = set(await connection.fetchval(STORE.sql, *STORE.arguments(values)) or ())
@@ -320,7 +320,8 @@ def _provision() -> Any:
 
 
 def _store_lines() -> Any:
-    who = me()
+    # Each chunk looks anew, because a long import must not outlive the log-out that it began before.
+    who = me_writing()
     types = (Uuid, Text, Text, Boolean, Integer, Text, Text)
     lines = array_rows("new", (*_COLUMNS, *_INSTANTS), types)
     created, updated = (instant(lines.c[name]) for name in _INSTANTS)

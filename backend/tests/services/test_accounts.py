@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 
 from src.config.settings import load_settings
 from src.errors import Conflict, LogInFailed, NotFound, Unauthenticated
-from src.models import TaskCreate, UserCreate
+from src.models import CreateOperation, DeleteOperation, TaskCreate, UserCreate
 from src.models.account import LogIn, SignUp
 from src.models.credential import GATES, REQUIRE_CURRENT, SECRET_TABLES
 from src.services import accounts, tasks, users
@@ -325,3 +326,79 @@ async def test_two_sign_ups_of_one_address_leave_one_account_with_its_own_passwo
     assert all(isinstance(result, str | Conflict) for result in found)
     await door.log_in(app_database, entry(f"{PASSWORD} {won[0]}"), HERE)
     assert await owner.fetchval("SELECT count(*) FROM credentials") == 1
+
+
+async def until_one_waits(owner: asyncpg.Connection[Any]) -> None:
+    """Until somebody in this database waits for a lock that another holds."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(30):
+        while not await owner.fetchval(waiting):
+            await asyncio.sleep(0.01)
+
+
+async def _set_password(database: Database, passwords: Passwords, user_id: UUID) -> None:
+    await accounts.set_password(database, passwords, user_id, "another password of hers")
+
+
+async def _disable(database: Database, _: Passwords, user_id: UUID) -> None:
+    await accounts.disable(database, user_id)
+
+
+@pytest.mark.parametrize("deed", [_set_password, _disable])
+async def test_a_session_that_is_being_opened_does_not_outlive_an_operators_deed_that_waits_for_it(
+    door: Accounts, database: Database, app_database: Database, passwords: Passwords,
+    app: asyncpg.Connection[Any], owner: asyncpg.Connection[Any],
+    deed: Callable[[Database, Passwords, UUID], Awaitable[None]],
+) -> None:  # fmt: skip
+    ana = await sign_up(door, app_database)
+    derived = await door._passwords.derive(PASSWORD, await owner.fetchval("SELECT recipe FROM credentials"))
+    opening = "SELECT count(*) FROM open_session($1, $2, $3, $4, $5, $5)"
+    async with app.transaction():
+        assert await app.fetchval(opening, ana, derived.proof, uuid4(), bytes(32), IDLE) == 1
+        doing = asyncio.ensure_future(deed(database, passwords, ana))
+        await until_one_waits(owner)
+    await doing
+    assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
+
+
+async def test_an_import_that_is_under_way_does_not_outlive_a_log_out_everywhere(
+    door: Accounts, app_database: Database, app: asyncpg.Connection[Any], owner: asyncpg.Connection[Any]
+) -> None:
+    ana, met = await sign_up(door, app_database), uuid4()
+    lines = [json.dumps({"title": "a"} | ({} if number else {"id": str(met)})) for number in range(1500)]
+    file = io.BytesIO("\n".join(lines).encode())
+    held = app.transaction()
+    await held.start()
+    await app.execute("SELECT set_config('app.user_id', $1, true)", str(ana))
+    await app.execute("INSERT INTO tasks (user_id, id, title) VALUES ($1, $2, 'in the way')", ana, met)
+    loading = asyncio.ensure_future(tasks.load(app_database, tasks.Known(ana, epoch=0), file))
+    await until_one_waits(owner)
+    await owner.fetchval("SELECT end_sessions($1)", ana)
+    await held.rollback()
+    with pytest.raises(Unauthenticated) as refused:
+        await loading
+    assert refused.value.reason == "token-revoked"
+    assert await owner.fetchval("SELECT count(*) FROM tasks") == 0
+
+
+async def test_a_batch_that_waits_for_a_task_does_not_outlive_a_log_out_everywhere(
+    door: Accounts, app_database: Database, app: asyncpg.Connection[Any], owner: asyncpg.Connection[Any]
+) -> None:
+    ana = await sign_up(door, app_database)
+    me = tasks.Known(ana, epoch=0)
+    made = await tasks.create(app_database, me, TaskCreate(title="a"))
+    operations = [
+        DeleteOperation(op="delete", id=made.task_id), CreateOperation(op="create", task=TaskCreate(title="b"))
+    ]  # fmt: skip
+    held = app.transaction()
+    await held.start()
+    await app.execute("SELECT set_config('app.user_id', $1, true)", str(ana))
+    await app.execute("SELECT FROM tasks WHERE user_id = $1 FOR UPDATE", ana)
+    doing = asyncio.ensure_future(tasks.batch(app_database, me, operations))
+    await until_one_waits(owner)
+    await owner.fetchval("SELECT end_sessions($1)", ana)
+    await held.rollback()
+    with pytest.raises(Unauthenticated) as refused:
+        await doing
+    assert refused.value.reason == "token-revoked"
+    assert await tasks.read(app_database, ana, made.task_id)
