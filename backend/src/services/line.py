@@ -1,7 +1,8 @@
 """The line in front of the connections: so many are inside at a time, the others wait in the order of arrival.
 
-Whoever could not get in before his patience ends is turned away at once, not after it: the time between two that
-leave, and how many wait already, say how long it would take.
+Once the line has stood for as long as anybody is patient, whoever could not get in before his patience ends is
+turned away at once, not after it: the time between two that leave, and how many wait already, say how long it would
+take. A burst that is shorter is never judged: its first steps say little about the rest.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-# How much the newest gap counts: a handful of them outweighs what was before.
-_NEWEST = 1 / 8
+# How much the newest gap counts: some dozen of them outweigh what was before.
+_NEWEST = 1 / 16
 
 
 class NoProspect(Exception):
@@ -26,11 +27,11 @@ class Line:
         self._places = places
         self._patience = patience_seconds
         self._free = asyncio.Semaphore(places)
-        # Seconds between two that leave while others wait. Unknown (0) at the beginning of each such time, because
-        # what was slow an hour ago need not be slow now.
+        # Since when somebody has waited all the time, and the seconds between two that left since. Forgotten whenever
+        # the line is empty: what was slow an hour ago need not be slow now.
+        self._standing_since: float | None = None
         self._gap = 0.0
-        self._gaps = 0
-        self._left_at: float | None = None
+        self._left_at = 0.0
 
     @property
     def full(self) -> bool:
@@ -41,9 +42,9 @@ class Line:
         """Waits for a place, `seconds` or the line's patience at most. Raises `NoProspect`."""
         if self._free.locked():
             patience = min(self._patience, max(seconds, 0.0))
-            # One gap may be a pause of the whole machine, after which all who are inside leave at once.
-            known = self._gaps >= 2 * self._places
-            if known and self.waiting >= self._places and (self.waiting + 1) * self._gap > patience:
+            if self._standing_since is None:
+                self._standing_since = self._left_at = time.monotonic()
+            elif self.waiting >= self._places and self._expected_seconds() > patience:
                 raise NoProspect
             self.waiting += 1
             try:
@@ -61,11 +62,14 @@ class Line:
         self.inside -= 1
         if self.waiting:
             now = time.monotonic()
-            if self._left_at is not None:
-                gap = now - self._left_at
-                self._gap = gap if not self._gap else self._gap + (gap - self._gap) * _NEWEST
-                self._gaps += 1
+            self._gap += (now - self._left_at - self._gap) * _NEWEST
             self._left_at = now
         else:
-            self._gap, self._gaps, self._left_at = 0.0, 0, None
+            self._standing_since, self._gap = None, 0.0
         self._free.release()
+
+    def _expected_seconds(self) -> float:
+        """How long the next to come would wait; nothing while that cannot be known."""
+        if self._standing_since is None or time.monotonic() - self._standing_since < self._patience:
+            return 0.0
+        return (self.waiting + 1) * self._gap
