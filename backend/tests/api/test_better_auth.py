@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -218,6 +219,8 @@ def test_better_auth_as_it_comes_is_what_the_guide_says(world: World) -> None:
     assert (claims["iss"], claims["aud"], claims["sub"]) == (issuer.url, issuer.url, person.id)
     assert claims["exp"] - claims["iat"] == 15 * 60
     assert (claims["email"], claims["emailVerified"]) == (person.email, False)
+    assert re.fullmatch(r"[A-Za-z0-9]{32}", person.id)
+    assert world.rows(issuer.database_url, 'SELECT "expiresAt" FROM jwks') == [{"expiresAt": None}]
     published = httpx.get(issuer.entry()["jwks_url"]).json()["keys"]
     assert [set(key) for key in published] == [{"alg", "crv", "kty", "x", "kid"}]
 
