@@ -36,7 +36,7 @@ from src.services.metrics import Metrics
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDES = (ROOT / "docs" / "accounts.md", ROOT / "docs" / "api.md")
-SECONDS = 60
+SECONDS = 150
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
