@@ -190,7 +190,7 @@ class Identity:
             user_id=_user_id(trust, issuer, str(subject)),
             issuer=issuer,
             subject=str(subject),
-            email=_email(claims),
+            email=_email(claims, own=trust.own),
             own=trust.own,
             expires_at=expires_at,
             epoch=tokens.epoch(claims) if trust.own else None,
@@ -233,11 +233,11 @@ def _user_id(trust: Trust, issuer: str, subject: str) -> UUID:
 _address: TypeAdapter[str] = TypeAdapter(Email)
 
 
-def _email(claims: Mapping[str, Any]) -> str | None:
-    # Whoever types somebody else's address into a sign-up form must not take its place here. Better Auth's tokens,
-    # as they come, spell the claim as its tables do.
+def _email(claims: Mapping[str, Any], *, own: bool) -> str | None:
+    # Whoever types somebody else's address into a sign-up form elsewhere must not take its place here. Better Auth's
+    # tokens, as they come, spell the claim as its tables do. With a token of our own the place is taken already.
     unverified = (False, "false")
-    if any(claims.get(name) in unverified for name in ("email_verified", "emailVerified")):
+    if not own and any(claims.get(name) in unverified for name in ("email_verified", "emailVerified")):
         return None
     try:
         return _address.validate_python(claims.get("email"))
