@@ -20,17 +20,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import asyncpg
 import psutil
 import pytest
+import typer
 
 import erring
 import leaks
 from conftest import open_directory
 from leaks import CANARY
 from processes import copy_program, descendants
+from src.cli import app
 from src.services.embedded import EmbeddedPostgres
 
 BACKEND = Path(__file__).resolve().parents[1]
@@ -219,6 +223,17 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, int, dict[str, str]]] = {
     "task list, another scheme": (("-m", "src", "task", "list", "ana@example.com"), "another scheme", 3, {}),
     "openapi": (("-m", "src", "openapi"), "good", 0, {}),
     "an address as an argument": (("-m", "src", "verify", f"postgresql://ana:{CANARY}@h/d"), "good", 2, {}),
+    **{
+        f"{' '.join(words[:2])}, unreachable": (("-m", "src", *words), "unreachable", code, {})
+        for words, code in (
+            (("sweep",), 1), (("migrate", "up"), 1), (("keys", "new"), 0),
+            (("user", "set-password", "ana@example.com"), 2),
+            (("user", "disable", "ana@example.com"), 1), (("user", "enable", "ana@example.com"), 1),
+            (("user", "delete", "ana@example.com", "--yes"), 1), (("user", "token", "ana@example.com"), 1),
+            (("task", "done", "ana@example.com", str(UUID(int=1))), 1), (("task", "export", "ana@example.com"), 1),
+            (("task", "delete", "ana@example.com", str(UUID(int=1))), 1), (("task", "import", "src/version.py"), 2),
+        )
+    },
     "reprs": (("ERRING", "show"), "raw", 0, {"PYTHONASYNCIODEBUG": "1"}),
     "reprs, wrong password": (("ERRING", "show"), "wrong password", 0, {}),
 }  # fmt: skip
@@ -333,6 +348,16 @@ def test_a_service_does_not_say_it(name: str, results: dict[str, Future[Ran]]) -
     ran = results[name].result(2 * SECONDS)
     assert ran.code == SERVICES[name][1], ran.said
     assert leaks.found(ran.everything) == [], ran.said
+
+
+def test_every_command_there_is_is_among_them() -> None:
+    def leaves(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        for name, command in group.commands.items():
+            yield from leaves(command, (*before, name)) if hasattr(command, "commands") else [(*before, name)]
+
+    run = {arguments[2 : 2 + length] for arguments, *_ in COMMANDS.values() for length in (1, 2)}
+    # What is served and psql are under SERVICES.
+    assert set(leaves(typer.main.get_command(app))) - run == {("psql",)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
