@@ -208,7 +208,8 @@ def ask_password() -> str:
     """A new password: asked for twice without showing it, or the first line of what is piped in."""
     if not _is_terminal(sys.stdin):
         line = sys.stdin.readline() if sys.stdin is not None else ""
-        return line.removesuffix("\n").removesuffix("\r")
+        # Some shells lead what they pipe with a byte order mark.
+        return line.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
     import getpass
 
     first = getpass.getpass("New password: ")

@@ -147,8 +147,8 @@ KEPT: Final = (
     "was, with `Idempotency-Replayed: true`."
 )
 EXCHANGE: Final = (
-    "A name for this exchange, of your choice. When its answer is lost, send it again with the same name: it gives a "
-    "new pair, where without a name it would end the session."
+    "A name for this exchange, made by chance. When its answer is lost, send it again with the same name: it gives the "
+    "same refresh token, where without a name it would end the session."
 )
 
 

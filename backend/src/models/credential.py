@@ -130,7 +130,8 @@ CREATE FUNCTION sign_up(new_id uuid, new_email text, new_recipe text, new_verifi
 RETURNS TABLE (id uuid, email text, created_at timestamptz, updated_at timestamptz)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
     WITH made AS (
-        INSERT INTO users (id, email) VALUES (new_id, new_email)
+        -- No error for an address that is taken: the server's log would name it.
+        INSERT INTO users (id, email) VALUES (new_id, new_email) ON CONFLICT (email) DO NOTHING
         RETURNING users.id, users.email, users.created_at, users.updated_at
     ), kept AS (
         INSERT INTO credentials (user_id, recipe, verifier)
@@ -214,7 +215,7 @@ BEGIN
             expires_at = least(now() + idle, s.ends_at)
         WHERE s.id = session;
     ELSIF held_previous = given AND held_repeat = repeat THEN
-        -- The same request again: its answer did not arrive, so nobody has the token that it held.
+        -- The same request again, because its answer did not arrive: it is given the same token.
         UPDATE sessions s SET current_hash = new_hash WHERE s.id = session;
     ELSE
         DELETE FROM sessions s WHERE s.id = session;
@@ -273,6 +274,11 @@ BEGIN
             token_epoch = u.token_epoch + (new_verifier IS NOT NULL)::integer
         WHERE u.id = account
         RETURNING u.id, u.email, u.created_at, u.updated_at;
+EXCEPTION
+    WHEN unique_violation THEN
+        -- The same without its detail, which names the address in the server's log.
+        RAISE EXCEPTION 'the address is taken'
+        USING ERRCODE = 'unique_violation', CONSTRAINT = 'uq_users_email', TABLE = 'users';
 END
 $$
 """,

@@ -30,7 +30,13 @@ def _normalised(secret: SecretStr) -> SecretStr:
     if "\x00" in value:
         raise PydanticCustomError("text_nul", "Text must not contain the character U+0000")
     spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in value)
-    return SecretStr(unicodedata.normalize("NFC", spaced))
+    normalised = unicodedata.normalize("NFC", spaced)
+    # Some signs are longer in this form, in which the same password has to be accepted too.
+    if len(normalised.encode()) > PASSWORD_MAX_BYTES:
+        raise PydanticCustomError(
+            "password_too_long", "A password has {most} bytes at most", {"most": PASSWORD_MAX_BYTES}
+        )
+    return SecretStr(normalised)
 
 
 def _encoded(value: str) -> bytes:

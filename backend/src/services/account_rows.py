@@ -158,12 +158,11 @@ def _standing() -> Any:
 
 
 def _expired() -> Any:
-    old = (
-        delete_from(Session)
-        .where(col(Session.expires_at) <= func.now())
-        .returning(col(Session.id))
-        .cte("old")
+    # What somebody holds at this moment is ending anyway, and waiting for it might be mutual.
+    held = (
+        select(col(Session.id)).where(col(Session.expires_at) <= func.now()).with_for_update(skip_locked=True)
     )
+    old = delete_from(Session).where(col(Session.id).in_(held)).returning(col(Session.id)).cte("old")
     return select(func.count().label("count")).select_from(old)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +21,15 @@ from uuid import UUID, uuid4
 
 from ..config.accounts import may_sign_up
 from ..config.logging import get_logger
-from ..errors import LogInFailed, NotFound, RequestError, SignUpClosed, Unauthenticated, WrongPassword
+from ..errors import (
+    Conflict,
+    LogInFailed,
+    NotFound,
+    RequestError,
+    SignUpClosed,
+    Unauthenticated,
+    WrongPassword,
+)
 from ..models.base import new_id
 from . import users
 from .account_rows import (
@@ -103,6 +112,10 @@ class _Ticket:
         # One token, one spelling.
         return ticket if ticket.text == text else None
 
+    def next(self, key: bytes, repeat: str) -> _Ticket:
+        """The token after this one in the exchange named `repeat`: the same however often, and whoever comes late."""
+        return _Ticket(self.session, hmac.digest(key, self.secret + repeat.encode(), "sha256"))
+
     @property
     def text(self) -> str:
         return PREFIX + base64.urlsafe_b64encode(self.session.bytes + self.secret).decode()
@@ -125,6 +138,7 @@ class Accounts:
         sign_up_open: bool = True,
     ) -> None:
         self._signing = signing
+        self._refresh_key = signing.derive(b"refresh")
         self._passwords = passwords
         self._throttle = throttle
         self._terms = terms
@@ -160,9 +174,11 @@ class Accounts:
         self._throttle.attempt("sign-up", client)
         derived = await self._passwords.derive(new.password.get_secret_value())
         account = new_id()
-        shown: str = await db.value(
+        shown: str | None = await db.value(
             SIGN_UP, account=account, email=new.email, recipe=derived.recipe, verifier=derived.verifier
         )
+        if shown is None:
+            raise Conflict(constraint="uq_users_email")
         log.info("account.signed-up", user_id=str(account))
         return shown
 
@@ -206,17 +222,21 @@ class Accounts:
         """Keeps the password by today's cost. Where that fails the next log-in does it: this one has succeeded."""
         try:
             new = await self._passwords.derive(password)
-            await db.value(RENEW, account=account, proof=proof, recipe=new.recipe, verifier=new.verifier)
+            renewed = await db.value(
+                RENEW, account=account, proof=proof, recipe=new.recipe, verifier=new.verifier
+            )
         except RequestError as error:
             log.warning("account.verifier-not-renewed", user_id=str(account), problem=error.slug)
         else:
-            log.info("account.verifier-renewed", user_id=str(account))
+            if renewed:
+                log.info("account.verifier-renewed", user_id=str(account))
 
     async def refresh(
         self, db: Database, token: str, client: str | None, *, repeat: str | None = None
     ) -> Granted:
         """Exchanges a refresh token for the next pair. With `repeat` (an Idempotency-Key) the same exchange may be
-        asked for again until the new token is used; without, whoever brings a used token ends the session.
+        asked for again until the new token is used, and gives the same refresh token; without, whoever brings a used
+        token ends the session.
 
         Raises `Unauthenticated` and `TooManyRequests`.
         """
@@ -224,7 +244,7 @@ class Accounts:
         given = _Ticket.read(token)
         if given is None:
             raise Unauthenticated("refresh-malformed", _NOT_ACCEPTED)
-        fresh = _Ticket.new(given.session)
+        fresh = _Ticket.new(given.session) if repeat is None else given.next(self._refresh_key, repeat)
         row = await db.row(
             # With a key the same exchange twice is one: a lost answer is asked for again.
             REFRESH if repeat is None else REFRESH_ONCE,

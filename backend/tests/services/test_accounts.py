@@ -200,6 +200,32 @@ async def test_a_recipe_that_somebody_has_changed_opens_nothing_and_costs_no_mor
     assert not any("argon2id" in str(line) for line in said)
 
 
+async def test_an_address_that_is_taken_is_not_named_to_the_servers_log(
+    door: Accounts, app_database: Database, app: asyncpg.Connection[Any], owner: asyncpg.Connection[Any]
+) -> None:
+    """PostgreSQL writes an error's detail into its log, and the detail of a duplicate key is the key."""
+    ana = await sign_up(door, app_database)
+    await sign_up(door, app_database, "ben@example.com")
+    assert (
+        await app.fetch("SELECT * FROM sign_up($1, 'ben@example.com', 'recipe', $2)", uuid4(), bytes(32))
+        == []
+    )
+    with pytest.raises(Conflict) as met:
+        await door.sign_up(app_database, SignUp(email="ben@example.com", password=PASSWORD), HERE)
+    assert met.value.constraint == "uq_users_email"
+    derived = await door._passwords.derive(
+        PASSWORD, await owner.fetchval("SELECT recipe FROM credentials LIMIT 1")
+    )
+    await owner.execute("UPDATE credentials SET verifier = $1 WHERE user_id = $2", derived.verifier, ana)
+    with pytest.raises(asyncpg.UniqueViolationError) as refused:
+        await app.fetch(
+            "SELECT * FROM change_account($1, $2, 'ben@example.com', NULL, NULL)", ana, derived.proof
+        )
+    assert refused.value.constraint_name == "uq_users_email"
+    assert refused.value.detail is None
+    assert "ben" not in str(refused.value)
+
+
 # Operators
 
 
