@@ -102,6 +102,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.state.database = database
     app.state.identity = None
+    app.state.description = None
     app.state.accounts = None
     app.state.imports = Slots(IMPORTS_AT_ONCE)
     app.state.draining = False

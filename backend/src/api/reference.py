@@ -54,8 +54,12 @@ _DOCS_PAGE = """<!doctype html>
 
 
 @router.get("/openapi.json")
-async def openapi(request: Request) -> JSONResponse:
-    return JSONResponse(request.app.openapi())
+async def openapi(request: Request) -> Response:
+    # Written once: anybody may ask, and writing it takes longer than most requests.
+    state = request.app.state
+    if state.description is None:
+        state.description = JSONResponse(request.app.openapi()).body
+    return Response(state.description, media_type=contract.JSON)
 
 
 @router.get("/docs")
