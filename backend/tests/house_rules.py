@@ -6,6 +6,7 @@ Nothing here imports the product. A finding is a line number and a sentence.
 from __future__ import annotations
 
 import ast
+import gc
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,12 @@ class Source:
 
     @cached_property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text, self.path)
+        # CPython 3.11 counts its depth wrong when a collection runs other code in the midst of this (gh-106905).
+        gc.disable()
+        try:
+            return ast.parse(self.text, self.path)
+        finally:
+            gc.enable()
 
     @cached_property
     def nodes(self) -> list[ast.AST]:

@@ -27,6 +27,7 @@ REJECTED = ["400", "401", "404", "405", "409", "412", "415", "422", "428", "429"
 # A condition that does not hold is no fault of the description's: 412 is right for a request that is as described, and
 # comes before the body is read. Whether a batch, or lines, can be done depends on more than their schema says; so does
 # what an address is, and which passwords are too common. Two operations would end the token that the others need.
+ENDING = ("delete_me", "log_out_everywhere")
 CONFIGURATION = f"""
 hooks = "{Path(__file__).with_name("schemathesis_hooks.py")}"
 
@@ -45,7 +46,7 @@ include-operation-id = ["sign_up", "update_me"]
 checks.positive_data_acceptance.expected-statuses = {[*ACCEPTED, "403", "422"]}
 
 [[operations]]
-include-operation-id = ["delete_me", "log_out_everywhere"]
+include-operation-id = {list(ENDING)}
 enabled = false
 """
 
@@ -100,5 +101,5 @@ def test_whatever_the_description_allows_or_forbids_the_service_keeps_to_it(
                 seen.setdefault(f"{event['method']} {event['route']}", set()).add(str(told_apart))
         for path, item in httpx.get(f"{service.address}/openapi.json").json()["paths"].items():
             for verb, operation in item.items():
-                if operation["security"]:
+                if operation["security"] and operation["operationId"] not in ENDING:
                     assert seen[f"{verb.upper()} {path}"] >= {"let in", "no-token"}, (verb, path)

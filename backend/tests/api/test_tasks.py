@@ -356,12 +356,15 @@ async def test_the_document_names_every_operation_with_its_body_its_links_and_it
     schemas = document["components"]["schemas"]
     bodies = {
         "create_task": "TaskCreate", "update_task": "TaskUpdate", "replace_task": "TaskPut", "batch_tasks": "TaskBatch",
+        "sign_up": "SignUp", "update_me": "AccountChange", "log_in": "LogIn",
+        "refresh": "Refresh", "log_out": "Refresh",
     }  # fmt: skip
+    unlocked = {"sign_up", "log_in", "refresh", "log_out"}
     seen = {}
     for path, item in document["paths"].items():
         for method, operation in item.items():
             seen[operation["operationId"]] = operation
-            if path.startswith("/v1/"):
+            if path.startswith("/v1/") and operation["operationId"] not in unlocked:
                 assert operation["security"] == [{"bearer": []}]
                 assert {"401", "503"} <= set(operation["responses"])
             else:
@@ -407,7 +410,10 @@ async def test_every_example_of_the_document_is_taken_or_given_by_the_service(
                         sent = re.sub(r', "if_match": "[^"]*"', "", sent)
                     where = path.replace("{task_id}", (await ana.create())["id"])
                     answer = await ana.ask(method, where, content=sent, headers={"content-type": media_type})
-                    assert answer.status_code in (200, 201), (method, path, answer.text)
+                    # A password, and a token, that nobody has are taken as what they are.
+                    refused = {"update_me": (403,), "refresh": (401,), "log_out": (204,)}
+                    wanted = refused.get(operation["operationId"], (200, 201))
+                    assert answer.status_code in wanted, (method, path, answer.text)
                     tried += 1
     assert tried >= 8
     example = document["paths"]["/v1/tasks"]["post"]["responses"]["201"]["content"]["application/json"][

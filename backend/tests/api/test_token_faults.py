@@ -31,6 +31,7 @@ class Forger:
             "sub": str(user_id),
             "iat": now,
             "exp": now + 600,
+            "epoch": 0,
         }
 
     def signed(self, header: dict[str, Any] | None = None, **claims: Any) -> str:
