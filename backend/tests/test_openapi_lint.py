@@ -23,6 +23,7 @@ KNOWN = """
 openapi.json:
   operation-4xx-response:
     - '#/paths/~1livez/get/responses'
+    - '#/paths/~1.well-known~1jwks.json/get/responses'
     - '#/paths/~1readyz/get/responses'
     - '#/paths/~1health/get/responses'
     - '#/paths/~1metrics/get/responses'
