@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -54,10 +55,15 @@ class Traffic:
 
 
 class _LoopThread:
-    """An event loop in a daemon thread, spoken to from outside."""
+    """An event loop in a daemon thread, spoken to from outside.
+
+    `ends` are the connections that may be open when it closes: a transport with something left to send would outlive
+    a polite close, and its loop.
+    """
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self.ends: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -70,7 +76,9 @@ class _LoopThread:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # transports close in the loop's next turn
+            for end in self.ends:
+                end.abort()
+            await asyncio.sleep(0.01)  # transports close in the loop's next turns
 
         self.run(cancel())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -239,6 +247,8 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(writer)
         self._links.add(link)
+        assert self._thread is not None
+        self._thread.ends.add(writer.transport)
         self._traffic = replace(self._traffic, connections=self._traffic.connections + 1)
         task = asyncio.current_task()
         assert task is not None
@@ -252,6 +262,7 @@ class Proxy:
                     await reader.read(-1)
                     return
                 server_reader, link.server = await asyncio.open_connection(*self.target)
+                self._thread.ends.add(link.server.transport)
                 if first:
                     await self._pass(link, link.server, first, to_server=True)
                 pumps = [
@@ -363,6 +374,8 @@ class Thief:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        assert self._thread is not None
+        self._thread.ends.add(writer.transport)
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 start = await reader.readexactly(8)

@@ -105,6 +105,10 @@ async def serving(
             yield opened
         finally:
             opened.close()
+            # What is still to be sent is for nobody, and the loop may end here.
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0.01)
 
 
 def answers_in(received: bytes) -> list[Answer]:
