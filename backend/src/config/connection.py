@@ -39,7 +39,7 @@ class ConnectionSettings:
     variable: str = "DATABASE_URL"
 
     def asyncpg_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `asyncpg.connect` and `create_pool`: all that is needed to reach the server.
+        """Keyword arguments for `asyncpg.connect`: all that is needed to reach the server.
 
         Raises `ConfigurationError` when a certificate file cannot be used. Timeouts and caches are the caller's.
         """

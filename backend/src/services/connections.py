@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import Context, ContextVar
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,6 @@ log = get_logger(__name__)
 _QUICK, _SLOW, _REFUSED, _QUICK_FOR = 0.12, 1.0, 0.6, 30.0
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
-# The deadline of the caller for whom the pool opens a connection.
-_until: ContextVar[float] = ContextVar("connect_until", default=float("inf"))
 # After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
 _DISCARD_SECONDS = 1.0
 
@@ -78,7 +76,11 @@ class Connections:
         self.read_only = False
         self._greet: Callable[[Connection], Awaitable[None]] = _no_greeting
         self._metrics = metrics
-        self._pool: asyncpg.Pool[Any] | None = None
+        # The connections that wait for somebody, the one used last at the end.
+        self._idle: list[Connection] = []
+        # All of ours, lent or idle, and whether one may be lent again: not when it was open before a loss.
+        self._ours: dict[Connection, bool] = {}
+        self._reached = False
         self._line = Line(limits.pool_size, limits.pool_wait_seconds)
         self._healer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -108,12 +110,12 @@ class Connections:
             await asyncio.gather(self._healer, return_exceptions=True)
         if self._background:
             await asyncio.wait(self._background, timeout=_DISCARD_SECONDS)
-        if self._pool is not None:
-            try:
-                async with asyncio.timeout(self.limits.command_timeout_seconds):
-                    await self._pool.close()
-            except TimeoutError:
-                self._pool.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.command_timeout_seconds):
+                await self._line.emptied()
+                await asyncio.gather(*(one.close() for one in self._ours), return_exceptions=True)
+        for connection in self._ours:
+            connection.terminate()
 
     # -- lending ---------------------------------------------------------------------------------------------
 
@@ -125,12 +127,15 @@ class Connections:
         """
         started = time.monotonic()
         while True:
-            await self._admit(deadline)
+            if self._closing:
+                raise Unavailable("stopping", "The service is stopping.")
+            if self.vitality.outage_since is not None:
+                await self._admit(deadline)
             await self._wait_in_line(deadline)
             try:
-                connection = await self._take(deadline)
+                connection = self._take_idle() or await self._open_connection(deadline)
             except BaseException as error:
-                self._leave()
+                self._line.leave()
                 if not isinstance(error, Exception):
                     raise
                 await self._could_not_connect(error, deadline)
@@ -139,19 +144,21 @@ class Connections:
                 self._metrics.wait(time.monotonic() - started)
             return connection
 
-    async def _take(self, deadline: float) -> Connection:
-        waits = _until.set(deadline)
-        try:
-            return await self._pool.acquire()  # type: ignore[union-attr, return-value]
-        finally:
-            _until.reset(waits)  # or a healer that is started from here would inherit it
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            del self._ours[connection]
+        return None
 
-    async def release(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Gives a connection back that answered everything it was asked, outside any transaction."""
-        try:
-            await self._pool.release(connection)  # type: ignore[union-attr, arg-type]
-        finally:
-            self._leave()
+        if connection.is_closed() or connection.is_in_transaction() or not self._ours.get(connection):
+            self.discard(connection)
+            return
+        self._idle.append(connection)
+        self._line.leave()
 
     def discard(self, connection: Connection) -> None:
         """Takes a connection back that saw trouble: it is closed, in the background, and never lent again."""
@@ -162,11 +169,10 @@ class Connections:
                 await connection.close(timeout=_DISCARD_SECONDS)
             except Exception as error:
                 log.debug("connection.discarded", reason=diagnose(error).reason)
-                with suppress(asyncpg.InterfaceError):  # it is closed, and back in the pool, by now
-                    connection.terminate()
+                connection.terminate()
             finally:
-                await self._pool.release(connection)  # type: ignore[union-attr, arg-type]
-                self._leave()
+                self._ours.pop(connection, None)
+                self._line.leave()
 
         task = asyncio.create_task(close(), name="database-discard")
         self._background.add(task)
@@ -195,13 +201,12 @@ class Connections:
         self._start_healing()
 
     def observe(self) -> PoolObservation:
-        opened = self._pool.get_size() if self._pool is not None else 0
+        opened = sum(not connection.is_closed() for connection in self._ours)
         return PoolObservation(self.limits.pool_size, opened, self._line.inside, self._line.waiting)
 
     async def _admit(self, deadline: float) -> None:
         since = self.vitality.outage_since
-        if since is None:
-            return
+        assert since is not None
         until = min(deadline, since + self.limits.recovery_wait_seconds)
         if not await self.vitality.wait_restored(until):
             raise Unavailable(self.vitality.reason or "connecting")
@@ -213,9 +218,6 @@ class Connections:
         except NoProspect:
             self._log_exhaustion()
             raise Overloaded("pool-exhausted") from None
-
-    def _leave(self) -> None:
-        self._line.leave()
 
     def _log_exhaustion(self) -> None:
         now = time.monotonic()
@@ -243,14 +245,21 @@ class Connections:
         if self._metrics is not None:
             self._metrics.error(diagnosis.reason)
 
+    def _doubt_all(self) -> None:
+        """Nobody gets a connection again that was open before a loss: the idle ones end now, the others when they are
+        given back."""
+        for connection in self._idle:
+            del self._ours[connection]
+            connection.terminate()
+        self._idle.clear()
+        self._ours = dict.fromkeys(self._ours, False)
+
     # -- healing ---------------------------------------------------------------------------------------------
 
     def _start_healing(self) -> None:
         if self._closing or (self._healer is not None and not self._healer.done()):
             return
-        if self._pool is not None:
-            # Whatever was open before the loss is replaced when it is next wanted.
-            asyncio.get_running_loop().create_task(self._pool.expire_connections())
+        self._doubt_all()
         # Not in the context of the request that met the loss, whose id its log lines would carry.
         self._healer = asyncio.create_task(self._heal(), name="database-healer", context=Context())
 
@@ -287,72 +296,69 @@ class Connections:
 
     async def _reach(self, patience: float) -> None:
         """One attempt: connect, greet, and declare the outage over."""
-        _until.set(time.monotonic() + patience)
+        until = time.monotonic() + patience
         async with asyncio.timeout(patience):
-            if self._pool is None:
-                self._pool = await self._make_pool()
+            if not self._reached:
+                if self.settings.pooler == "auto":
+                    self.pooler = await self._sound(until)
+                self._reached = True
             if self.idle_available:
-                # The connection stays in the pool, so the first caller finds it open.
+                # The connection stays open, so the first caller finds it so.
                 await self._line.enter(patience)
                 try:
-                    connection: Connection = await self._pool.acquire()  # type: ignore[assignment]
+                    connection = self._take_idle() or await self._open_connection(until)
                 except BaseException:
-                    self._leave()
+                    self._line.leave()
                     raise
                 try:
                     await self._greet(connection)
                 except BaseException:
                     self.discard(connection)
                     raise
-                await self.release(connection)
+                self.release(connection)
             else:
                 # Every slot is held by a caller that still waits for an answer: look past them.
-                connection = await self._open_connection()
+                connection = await self._connect(until)
                 try:
                     await self._greet(connection)
                 finally:
                     connection.terminate()
         self.vitality.restore("connect")
 
-    async def _make_pool(self) -> asyncpg.Pool[Any]:
-        if self.settings.pooler == "auto":
-            self.pooler = await self._sound()
-        return await asyncpg.create_pool(
-            connect=self._open_connection,
-            min_size=0,
-            max_size=self.limits.pool_size,
-            # Idle connections stay open until the server closes them: a scale-to-zero database does so itself.
-            max_inactive_connection_lifetime=0,
-            max_queries=10**9,
-            reset=_no_reset,
-        )
-
-    async def _sound(self) -> Pooler:
+    async def _sound(self, until: float) -> Pooler:
         """Whether a pooler stands between: the process id the connection was given is then not the backend's."""
-        connection = await self._connect(statement_cache_size=0)
+        connection = await self._dial(until, statement_cache_size=0)
         try:
             backend = await connection.fetchval("SELECT pg_backend_pid()")
             return "none" if backend == connection.get_server_pid() else "transaction"
         finally:
             connection.terminate()
 
-    async def _connect(self, **arguments: Any) -> Connection:
-        left = max(min(self.limits.connect_timeout_seconds, _until.get() - time.monotonic()), 0.001)
+    async def _dial(self, until: float, **arguments: Any) -> Connection:
+        left = max(min(self.limits.connect_timeout_seconds, until - time.monotonic()), 0.001)
         connection, self._host = await hosts.connect(self.settings, left, begin=self._host, **arguments)
         return connection
 
-    async def _open_connection(self, *_: Any, **pool_arguments: Any) -> Connection:
+    async def _open_connection(self, until: float) -> Connection:
+        """One more for the pool; whoever calls has a place in the line for it."""
+        connection = await self._connect(until)
+        self._ours[connection] = True
+        return connection
+
+    async def _connect(self, until: float) -> Connection:
         limits = self.limits
+        arguments: dict[str, Any] = {}
         if self.pooler == "none":
             # A pooler refuses these at start-up, so behind one the role's own settings have to do.
-            pool_arguments["server_settings"] = {
+            arguments["server_settings"] = {
                 "statement_timeout": str(round(limits.statement_timeout_seconds * 1000)),
                 "lock_timeout": str(round(limits.lock_timeout_seconds * 1000)),
                 "idle_in_transaction_session_timeout": "30000",
                 **self.settings.server_settings,
             }
-        connection = await self._connect(
-            **pool_arguments,
+        connection = await self._dial(
+            until,
+            **arguments,
             command_timeout=limits.command_timeout_seconds,
             # Without tracking, a pooler hands us another backend, where our prepared statement does not exist.
             statement_cache_size=0 if self.pooler == "transaction" else 256,
@@ -370,10 +376,6 @@ class Connections:
 
 async def _no_greeting(_: Connection) -> None:
     """Before `open` there is nothing to look at."""
-
-
-async def _no_reset(_: Any) -> None:
-    """A single statement leaves nothing behind; sessions and transactions clean up before they give back."""
 
 
 def _keep_alive(connection: Connection) -> None:

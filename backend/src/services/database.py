@@ -206,7 +206,7 @@ class Database:
                 raise
             else:
                 self._vitality.success("traffic")
-                await self._connections.release(connection)
+                self._connections.release(connection)
                 if self._metrics is not None:
                     self._metrics.statement(statement.name, time.monotonic() - started, "ok")
                 return result
@@ -366,7 +366,7 @@ class Database:
         else:
             # Whoever was lent a connection has asked the database something, and it has answered.
             self._vitality.success("traffic")
-            await self._connections.release(connection)
+            self._connections.release(connection)
 
     # -- what is known ---------------------------------------------------------------------------------------
 
@@ -406,7 +406,7 @@ class Database:
         else:
             # The server answered, with an error: it is alive and the connection is good.
             self._vitality.success("traffic")
-            await self._connections.release(connection)
+            self._connections.release(connection)
 
     def _count(self, name: str, started: float, diagnosis: Diagnosis) -> None:
         if self._metrics is not None:

@@ -155,7 +155,7 @@ class Health:
             raise
         else:
             self._vitality.success("probe")
-            await self._connections.release(connection)
+            self._connections.release(connection)
 
     async def _inspect(self, connection: Connection) -> None:
         if self._schema is None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
+from typing import Any
 
 # How much the newest gap counts: some dozen of them outweigh what was before.
 _NEWEST = 1 / 16
@@ -19,54 +21,87 @@ class NoProspect(Exception):
 
 
 class Line:
-    """`inside` and `waiting` are the numbers of callers."""
+    """`inside` is the number of callers who have a place."""
 
     def __init__(self, places: int, patience_seconds: float) -> None:
         self.inside = 0
-        self.waiting = 0
         self._places = places
         self._patience = patience_seconds
-        self._free = asyncio.Semaphore(places)
+        # Whoever leaves hands his place to the first of these: it is never free while somebody waits.
+        self._turns: OrderedDict[asyncio.Task[Any] | None, asyncio.Future[None]] = OrderedDict()
         # Since when somebody has waited all the time, and the seconds between two that left since. Forgotten whenever
         # the line is empty: what was slow an hour ago need not be slow now.
         self._standing_since: float | None = None
         self._gap = 0.0
         self._left_at = 0.0
+        self._emptied: asyncio.Event | None = None
+
+    @property
+    def waiting(self) -> int:
+        """The number of callers who wait for a place."""
+        return len(self._turns)
 
     @property
     def full(self) -> bool:
         """Whether a caller would have to wait."""
-        return self._free.locked()
+        return self.inside >= self._places
 
     async def enter(self, seconds: float) -> None:
         """Waits for a place, `seconds` or the line's patience at most. Raises `NoProspect`."""
-        if self._free.locked():
-            patience = min(self._patience, max(seconds, 0.0))
-            if self._standing_since is None:
-                self._standing_since = self._left_at = time.monotonic()
-            elif self.waiting >= self._places and self._expected_seconds() > patience:
-                raise NoProspect
-            self.waiting += 1
-            try:
-                async with asyncio.timeout(patience):
-                    await self._free.acquire()
-            except TimeoutError:
-                raise NoProspect from None
-            finally:
-                self.waiting -= 1
-        else:
-            await self._free.acquire()
-        self.inside += 1
+        if self.inside < self._places:
+            self.inside += 1
+            return
+        patience = min(self._patience, max(seconds, 0.0))
+        if self._standing_since is None:
+            self._standing_since = self._left_at = time.monotonic()
+        elif self.waiting >= self._places and self._expected_seconds() > patience:
+            raise NoProspect
+        loop = asyncio.get_running_loop()
+        caller = asyncio.current_task()
+        turn = self._turns[caller] = loop.create_future()
+        end = loop.call_later(patience, self._give_up, caller)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._turns.pop(caller, None)
+            elif turn.exception() is None:
+                # His turn had come in the same moment.
+                self.leave()
+            raise
+        finally:
+            end.cancel()
 
     def leave(self) -> None:
-        self.inside -= 1
-        if self.waiting:
-            now = time.monotonic()
-            self._gap += (now - self._left_at - self._gap) * _NEWEST
-            self._left_at = now
-        else:
+        if not self._turns:
             self._standing_since, self._gap = None, 0.0
-        self._free.release()
+            self._free_a_place()
+            return
+        now = time.monotonic()
+        self._gap += (now - self._left_at - self._gap) * _NEWEST
+        self._left_at = now
+        while self._turns:
+            _, turn = self._turns.popitem(last=False)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free_a_place()
+
+    async def emptied(self) -> None:
+        """Waits until nobody has a place."""
+        if self.inside:
+            self._emptied = asyncio.Event()
+            await self._emptied.wait()
+
+    def _free_a_place(self) -> None:
+        self.inside -= 1
+        if self._emptied is not None and not self.inside:
+            self._emptied.set()
+
+    def _give_up(self, caller: asyncio.Task[Any] | None) -> None:
+        turn = self._turns.pop(caller, None)
+        if turn is not None and not turn.done():
+            turn.set_exception(NoProspect())
 
     def _expected_seconds(self) -> float:
         """How long the next to come would wait; nothing while that cannot be known."""

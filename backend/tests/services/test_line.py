@@ -100,6 +100,19 @@ async def test_who_hangs_up_in_the_line_leaves_no_trace() -> None:
     assert (line.inside, line.waiting, line.full) == (0, 0, False)
 
 
+async def test_who_hangs_up_in_the_moment_of_his_turn_passes_it_on() -> None:
+    line = Line(1, 60)
+    await line.enter(60)
+    first, second = (asyncio.create_task(line.enter(60)) for _ in range(2))
+    await asyncio.sleep(0)
+    line.leave()
+    first.cancel()
+    await asyncio.wait([first])
+    await asyncio.wait_for(second, 5)
+    line.leave()
+    assert (line.inside, line.waiting, line.full) == (0, 0, False)
+
+
 async def test_no_time_left_is_no_prospect() -> None:
     line = Line(1, 60)
     await line.enter(60)
