@@ -1,4 +1,4 @@
-"""What the tests stand on: a real PostgreSQL of their own, and for each test a database of its own.
+"""What the tests stand on: a real PostgreSQL of their own, and for each test a database that is nobody else's.
 
 Nothing here, and no test, ever touches the database that is configured: every setting is taken out of the
 environment first.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
+import logging
 import os
 import shutil
 import signal
@@ -24,6 +26,7 @@ import asyncpg
 import pytest
 
 import versions
+from lending import Library
 from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
 from src.services import embedded_place
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200",
+        "max_wal_size": "128MB"}  # fmt: skip
 """For throw-away clusters only: a test that kills a server and counts rows asks for none of these."""
 
 _TEST_SECONDS = float(os.environ.get("GROUNDWORK_TEST_SECONDS", "180"))
@@ -56,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # asyncpg and psql look for passwords and certificates there, and stumble over a home that is closed.
     config.stash[_HOME] = tempfile.mkdtemp(prefix="groundwork-home-")
     os.environ["HOME"] = config.stash[_HOME]
+    # Thousands of modules and tests live as long as we do: nothing is gained by looking through them for garbage.
+    gc.disable()
     for variable in list(os.environ):
         if variable.startswith("PG") and variable[2:].isalpha():
             del os.environ[variable]
@@ -68,6 +74,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         made = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
         if any(fixture[-1].scope == "module" for fixture in made):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -115,14 +126,24 @@ _SIGNING_KEY = new_key()
 
 
 @pytest.fixture(autouse=True)
-def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No variable of the caller's and no backend/.env reaches a test; no service makes a key in backend/.data."""
+def clean_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """No variable of the caller's and no backend/.env reaches a test; no service makes a key in backend/.data.
+
+    What a test lets the standard library's log do ends with it: the next one may look at the log otherwise.
+    """
     names = {name.upper() for name in settings_module.Settings.model_fields}
     for variable in list(os.environ):
         if variable.upper() in names:
             monkeypatch.delenv(variable)
     monkeypatch.setattr(settings_module, "ENV_FILE", tmp_path_factory.getbasetemp() / "there-is-no.env")
     monkeypatch.setenv("SIGNING_KEYS", _SIGNING_KEY)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +154,23 @@ def anyio_backend() -> str:
 # PostgreSQL
 
 
+_MEMORY = "/dev/shm"
+_ROOM = 6 << 30
+
+
+def _place() -> str:
+    """Memory, where it has room: what clusters write and delete is half of what the tests cost on a disk."""
+    with contextlib.suppress(OSError):
+        usable = os.access(_MEMORY, os.W_OK) and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+        if usable and shutil.disk_usage(_MEMORY).free > _ROOM:
+            return _MEMORY
+    return tempfile.gettempdir()
+
+
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
     """A new directory that an unprivileged user may pass through (pytest's own are closed)."""
-    path = Path(tempfile.mkdtemp(prefix="groundwork-test-"))
+    path = Path(tempfile.mkdtemp(prefix="groundwork-test-", dir=_place()))
     path.chmod(0o755)
     try:
         yield path
@@ -150,7 +184,7 @@ def _nothing_left_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield
     # Only this session's own, and what belongs to nobody any more: others may be running beside it.
     ours = str(tmp_path_factory.getbasetemp())
-    strays = f"{tempfile.gettempdir()}/groundwork-test-"
+    strays = tuple(f"{place}/groundwork-test-" for place in (_MEMORY, tempfile.gettempdir()))
     for origin in embedded_place.OUTSIDE.glob("*/origin"):
         directory = origin.read_text().strip()
         if directory.startswith(ours) or (directory.startswith(strays) and not os.path.exists(directory)):
@@ -285,11 +319,20 @@ def template(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterat
         yield name
 
 
+@pytest.fixture(scope="session")
+def library(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[Library]:
+    """Lends migrated databases."""
+    opened = Library(postgres, administrator, template)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[str]:
-    """The URL of a fresh migrated database."""
-    with new_database(administrator, template=template) as name:
-        yield postgres.url_for(name)
+def database_url(postgres: EmbeddedPostgres, library: Library) -> Iterator[str]:
+    """The URL of a migrated database without a row, nobody else's for as long as the test runs."""
+    name = library.lend()
+    yield postgres.url_for(name)
+    library.take_back(name)
 
 
 @pytest.fixture
