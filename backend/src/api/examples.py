@@ -37,7 +37,7 @@ BATCH: Final = {
 }
 BATCHED: Final = {
     "results": [
-        {"op": "update", "id": TASK_ID, "etag": "2-5f3c8a2b51f90-3b9c1de0a4f27586", "task": CHANGED},
+        {"op": "update", "id": TASK_ID, "etag": "3b9c1de0a4f275860d1e5b7c92f4a683", "task": CHANGED},
         {"op": "delete", "id": "019ac0de-8f22-7d31-b7c4-61f5a0e9d310", "etag": None, "task": None},
     ]
 }

@@ -21,12 +21,15 @@ import asyncpg
 from sqlalchemy import text
 
 from ..config.database import parse
-from ..models import credential, isolation, make_engine, metadata
+from ..models import credential, isolation, kept_answer, make_engine, metadata
 
 FILE: Final = Path(__file__).with_name("catalogue.json")
 TABLES: Final = (*isolation.OWNER_COLUMNS, *credential.SECRET_TABLES)
 FUNCTIONS: Final = tuple(
-    sorted(name.partition("(")[0] for name in (credential.REQUIRE_CURRENT, *credential.GATES))
+    sorted(
+        name.partition("(")[0]
+        for name in (credential.REQUIRE_CURRENT, credential.ADMIT, kept_answer.SWEEP, *credential.GATES)
+    )
 )
 
 # Only what lies in the search_path's first schema, where the migrations made it. `contype = 'n'` is left out
@@ -147,8 +150,10 @@ async def declared(connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]) ->
 async def observed(connection: asyncpg.Connection[Any]) -> dict[str, str]:
     """Name to definition of everything on our tables, in the first schema of the connection's search_path."""
     async with connection.transaction():
-        # Otherwise it says "user_id" where the file says user_id.
-        await connection.execute("SET LOCAL quote_all_identifiers = off")
+        # Otherwise it says "user_id" where the file says user_id, and a moment as the session would.
+        await connection.execute(
+            "SET LOCAL quote_all_identifiers = off; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'"
+        )
         rows = await connection.fetch(_QUERY, list(TABLES), isolation.ROLE, list(FUNCTIONS))
     return {row["what"]: row["definition"] for row in rows}
 

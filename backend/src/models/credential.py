@@ -82,7 +82,8 @@ SECRET_TABLES: Final = ("credentials", "sessions")
 """Under row-level security without a policy, and granted to nobody: for the owner of the tables alone."""
 
 REQUIRE_CURRENT: Final = "require_current(uuid, integer)"
-"""Runs by the rights of who calls it: it looks at the caller's own row only."""
+ADMIT: Final = "admit(uuid, integer, text)"
+"""Both run by the rights of who calls them: they look at the caller's own row only, or make it."""
 
 GATES: Final = (
     "sign_up(uuid, text, text, bytea)",
@@ -120,6 +121,25 @@ BEGIN
     ELSIF found_epoch <> epoch THEN
         RAISE EXCEPTION 'the token was revoked'
         USING ERRCODE = 'exclusion_violation', CONSTRAINT = 'ex_users_revoked', TABLE = 'users';
+    END IF;
+    RETURN account;
+END
+$$
+""",
+    """
+CREATE FUNCTION admit(account uuid, epoch integer, address text) RETURNS uuid
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM users
+    WHERE id = account AND disabled_at IS NULL AND (epoch IS NULL OR token_epoch = epoch);
+    IF NOT FOUND THEN
+        -- Raises, unless there is no such user yet.
+        PERFORM require_current(account, epoch);
+        -- Without a target both unique rules count: another user's address, and our own other first write.
+        INSERT INTO users (id, email) VALUES (account, address) ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            INSERT INTO users (id) VALUES (account) ON CONFLICT DO NOTHING;
+        END IF;
     END IF;
     RETURN account;
 END

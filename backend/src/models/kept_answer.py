@@ -13,14 +13,18 @@ from sqlalchemy import (
     LargeBinary,
     SmallInteger,
     Uuid,
+    event,
     func,
 )
 from sqlalchemy import Text as SqlText
+from sqlalchemy.engine import Connection
 from sqlmodel import Field
 
-from .base import Base
+from .base import Base, metadata
 
 KEY_MAX_LENGTH: Final = 255
+# More than one, so that they become fewer; few, so that no write pays for a day of others.
+SWEPT_AT_ONCE: Final = 20
 
 _ASCII: Final[Any] = SqlText(collation="C")
 
@@ -54,3 +58,30 @@ class KeptAnswer(Base, table=True):
         nullable=False,
         sa_column_kwargs={"server_default": func.now()},
     )
+
+
+SWEEP: Final = "sweep_answers(uuid, text, timestamp with time zone)"
+"""Runs by the rights of who calls it, and so within the caller's own rows. Gives the account back."""
+
+# The key's own answer is waited for, because the key is about to be used anew. Of the others, those that somebody
+# holds are left to them.
+SWEEP_FUNCTION: Final = """
+CREATE FUNCTION sweep_answers(account uuid, wanted_key text, expiry timestamptz) RETURNS uuid
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM idempotency_keys WHERE user_id = account AND created_at <= expiry) THEN
+        DELETE FROM idempotency_keys WHERE user_id = account AND key = wanted_key AND created_at <= expiry;
+        DELETE FROM idempotency_keys WHERE user_id = account AND key = ANY (ARRAY(
+            SELECT key FROM idempotency_keys WHERE user_id = account AND created_at <= expiry
+            ORDER BY created_at LIMIT {most} FOR UPDATE SKIP LOCKED
+        ));
+    END IF;
+    RETURN account;
+END
+$$
+"""
+
+
+@event.listens_for(metadata, "after_create")
+def _declare(_metadata: Any, connection: Connection, **_: Any) -> None:
+    connection.exec_driver_sql(SWEEP_FUNCTION.replace("{most}", str(SWEPT_AT_ONCE)))

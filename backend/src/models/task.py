@@ -36,7 +36,8 @@ class Task(Stamped, table=True):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        CheckConstraint(f"char_length(title) BETWEEN 1 AND {TITLE_MAX_LENGTH}", name="title_length"),
+        # That it is not blank says already that it is not empty.
+        CheckConstraint(f"char_length(title) <= {TITLE_MAX_LENGTH}", name="title_length"),
         CheckConstraint(not_blank_check("title"), name="title_not_blank"),
         CheckConstraint(f"char_length(description) <= {DESCRIPTION_MAX_LENGTH}", name="description_length"),
         CheckConstraint("version >= 1", name="version_positive"),

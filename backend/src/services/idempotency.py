@@ -19,13 +19,10 @@ from sqlalchemy import (
     LargeBinary,
     Select,
     Text,
+    Uuid,
     bindparam,
-    case,
     cast,
-    delete,
     func,
-    literal_column,
-    select,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
@@ -33,11 +30,9 @@ from sqlmodel import col
 from ..errors import InputFault, Invalid
 from ..models import KeptAnswer
 from ..models.kept_answer import KEY_MAX_LENGTH
-from .ownership import mine
+from ..models.kept_answer import SWEPT_AT_ONCE as SWEPT_AT_ONCE
 
 HOURS: Final = 24
-# More than one, so that they become fewer; few, so that no write pays for a day of others.
-SWEPT_AT_ONCE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +58,19 @@ class IdempotencyKey:
 def claim(new: Select[Any]) -> CTE:
     """Keeps the key, or finds it kept: one row with `task_id`, `response`, `created_at`, and `same`.
 
-    `new` gives user_id, task_id, response and status of the answer; the parameters are `key`, `request_hash` and
-    `kept_for`. Of many at once one makes the row, and the others wait for its transaction and then see it. An
-    answer that is older than `kept_for` is replaced as if it were not there. `same` is false when the key is
-    kept for another request.
+    `new` gives user_id, task_id, response and status of the answer; the parameters are `key` and `request_hash`.
+    Of many at once one makes the row, and the others wait for its transaction and then see it. `same` is false when
+    the key is kept for another request. An answer that is too old is one that `swept` has taken away before.
     """
     table = KeptAnswer
     row = new.add_columns(_key(), _request_hash())
     given = ["user_id", "task_id", "response", "status", "key", "request_hash"]
     offered = insert(table).from_select(given, row, include_defaults=False)
-    old = col(table.created_at) <= _expiry()
-    replaced = {
-        name: case((old, offered.excluded[name]), else_=getattr(table, name))
-        for name in ("task_id", "response", "status", "request_hash", "created_at")
-    }
     same = col(table.request_hash) == _request_hash()
+    # Changes nothing. What is there is waited for, held, and given back as it is by then.
+    as_it_is = {"status": table.status}
     return (
-        offered.on_conflict_do_update(index_elements=["user_id", "key"], set_=replaced)
+        offered.on_conflict_do_update(index_elements=["user_id", "key"], set_=as_it_is)
         .returning(
             col(table.user_id),
             col(table.task_id),
@@ -91,29 +82,14 @@ def claim(new: Select[Any]) -> CTE:
     )
 
 
-def swept(who: CTE) -> CTE:
-    """Takes away some of the owner's answers that are too old, so that they never become many.
+def swept(owner: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The owner again, once the answers that are too old are gone: the key's own, and some more of theirs.
 
-    Others may be doing the same: what they hold is left to them.
+    For `me_making`: a function looks whether there are any, at less than half the cost of being ready to delete some.
+    Takes the parameters `key` and `kept_for`.
     """
-    old = (
-        select(col(KeptAnswer.key))
-        .where(
-            mine(who, KeptAnswer.user_id),
-            col(KeptAnswer.created_at) <= _expiry(),
-            col(KeptAnswer.key) != _key(),
-        )
-        .order_by(col(KeptAnswer.created_at))
-        .limit(literal_column(str(SWEPT_AT_ONCE)))
-        .with_for_update(skip_locked=True)
-        .cte("old")
-    )
-    return (
-        delete(KeptAnswer)
-        .where(mine(who, KeptAnswer.user_id), col(KeptAnswer.key) == old.c.key)
-        .returning(col(KeptAnswer.key))
-        .cte("swept")
-    )
+    kept_for = cast(bindparam("kept_for", type_=Interval), Interval)
+    return func.sweep_answers(owner, _key(), func.now() - kept_for, type_=Uuid)
 
 
 def key_values(key: IdempotencyKey) -> dict[str, Any]:
@@ -127,13 +103,6 @@ def _key() -> ColumnElement[str]:
 
 def _request_hash() -> ColumnElement[bytes]:
     return cast(bindparam("request_hash", type_=LargeBinary), LargeBinary)
-
-
-def _expiry() -> ColumnElement[Any]:
-    """As a subselect, whose value the planner does not know: else it would plan anew for each, at twice the cost of
-    running the statement."""
-    expiry = func.now() - cast(bindparam("kept_for", type_=Interval), Interval)
-    return select(expiry.label("expiry")).scalar_subquery()
 
 
 async def sweep(connection: asyncpg.Connection[Any], hours: float = HOURS) -> int:

@@ -5,9 +5,10 @@ setting `app.user_id` (`models.isolation`). `me()` sets it within the statement 
 
     WITH me AS MATERIALIZED (SELECT set_config('app.user_id', $1::uuid::text, true)::uuid AS v) ...
 
-Every statement on a guarded table names its owner by the parameter `owner`, begins with one `me()`, or with
-`me_writing()` when it writes, and has `mine(...)` **in each WHERE that reads, changes or deletes such a table**, also
-in a second CTE of the same statement. A read, a change, and a first write:
+Every statement on a guarded table names its owner by the parameter `owner`, begins with one `me()`, with
+`me_writing()` when it writes, or with `me_making()` when it may be a user's first write, and has `mine(...)` **in
+each WHERE that reads, changes or deletes such a table**, also in a second CTE of the same statement. A read, a
+change, and a first write:
 
     def _read():
         who = me()
@@ -20,10 +21,11 @@ in a second CTE of the same statement. A read, a change, and a first write:
         return as_object(changed.returning(*fields(TaskRead, Task)).cte("changed"))
 
     def _create():
-        writer = provisioned(me_writing())
-        values = select(writer.c.v, bindparam("id", type_=Uuid), bindparam("title", type_=Text))
-        created = insert(Task).from_select(["user_id", "id", "title"], values)
-        return as_object(created.returning(*fields(TaskRead, Task)).cte("created"))
+        who = me_making()
+        values = select(who.c.v, bindparam("id", type_=Uuid), bindparam("title", type_=Text))
+        new = insert(Task).from_select(["user_id", "id", "title"], values)
+        created = new.returning(col(Task.user_id), written(TaskRead, Task).label("json")).cte("created")
+        return select(created.c.json).where(theirs(who, created))
 
     with revoked_is_unauthenticated():
         await db.row(CREATE, owner=principal.user_id, epoch=principal.epoch, email=principal.email, id=..., title=...)
@@ -33,7 +35,7 @@ docs/decisions/0017-two-walls.md has the reasons and the cost, 0051-accounts.md 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -49,17 +51,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    exists,
     func,
     literal_column,
-    null,
     select,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from ..errors import Conflict, Unauthenticated
-from ..models import User
 from ..models.isolation import SETTING
 from ..models.user import Email
 
@@ -126,6 +124,24 @@ def me_writing() -> CTE:
     return select(allowed.label("v")).cte("me").prefix_with("MATERIALIZED")
 
 
+def me_making(then: Callable[[Any], Any] | None = None) -> CTE:
+    """As `me_writing()`, for a statement that may be a user's first write: there is a row in `users` for them by then.
+
+    Takes the parameter `email` too (`address()` of what the token says, or None). A new user gets that address when
+    it is free at that moment, and none otherwise, whoever else writes at the same time. A user who is deleted
+    meanwhile is not made again: see `revoked_is_unauthenticated`. The statement itself does not see that row, its
+    foreign keys do. `then` is what else is to happen before the statement begins: a function of the owner that
+    gives the owner.
+    """
+    owner = cast(bindparam("owner", type_=Uuid), Text)
+    setting = func.set_config(_SETTING, owner, _WITHIN_TRANSACTION)
+    epoch = cast(bindparam("epoch", type_=Integer), Integer)
+    email = cast(bindparam("email", type_=Text), Text)
+    admitted = func.admit(cast(setting, Uuid), epoch, email, type_=Uuid)
+    ready = admitted if then is None else then(admitted)
+    return select(ready.label("v")).cte("me").prefix_with("MATERIALIZED")
+
+
 def _value(who: CTE) -> Any:
     # Without this SQLAlchemy would take a `me` further out for the one that is meant, and drop it here.
     return select(who.c.v).correlate(None).scalar_subquery()
@@ -141,39 +157,10 @@ def mine(who: CTE, owner: Any) -> ColumnElement[bool]:
     return and_(_value(who).is_not(None), col(owner) == _value(who))
 
 
-def provisioned(who: CTE) -> CTE:
-    """The owner again, in the column `v` of one row, once there is a row in `users` for them.
-
-    For writes: `INSERT ... SELECT` from it. Takes the parameter `email` (`address()` of what the token says, or
-    None). A new user gets that address when it is free at that moment, and none otherwise, whoever else writes at
-    the same time. A user who is deleted meanwhile is not made again: see `revoked_is_unauthenticated`.
-    """
-    known = select(col(User.id)).where(mine(who, User.id)).cte("known").prefix_with("MATERIALIZED")
-    unknown = ~exists(select(known.c.id).correlate(None))
-    email = cast(bindparam("email", type_=Text), Text)
-    # Without a target both unique rules count: another user's e-mail, and our own other first write.
-    named = (
-        insert(User)
-        .from_select(["id", "email"], select(who.c.v, email).where(unknown), include_defaults=False)
-        .on_conflict_do_nothing()
-        .returning(col(User.id))
-        .cte("named")
-    )
-    nameless = ~exists(select(named.c.id).correlate(None))
-    unnamed = (
-        insert(User)
-        .from_select(
-            ["id", "email"],
-            select(who.c.v, cast(null(), Text)).where(unknown, nameless),
-            include_defaults=False,
-        )
-        .on_conflict_do_nothing()
-        .returning(col(User.id))
-        .cte("unnamed")
-    )
-    # Counting what was inserted is what makes PostgreSQL do it before the row of `writer` comes out.
-    done = select(func.count()).select_from(unnamed).correlate(None).scalar_subquery()
-    return select(who.c.v).where(done >= literal_column("0")).cte("writer").prefix_with("MATERIALIZED")
+def theirs(who: CTE, written: CTE) -> ColumnElement[bool]:
+    """What was `written` is the statement's owner's: the WHERE of an answer whose rows no other WHERE has chosen."""
+    condition: ColumnElement[bool] = written.c.user_id == _value(who)
+    return condition
 
 
 def address(email: str | None) -> str | None:

@@ -7,11 +7,9 @@ the ones before it left; the second writes what has come out of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -40,9 +38,9 @@ from ..errors import BatchRefused, Conflict, InputFault, InternalFault, KeyReuse
 from ..models import CreateOperation, DeleteOperation, KeptAnswer, Task, TaskOperation, TaskRead
 from ..models.rendering import as_array, fields
 from .idempotency import IdempotencyKey, claim, key_values, swept
-from .ownership import Author, me_writing, mine, provisioned, revoked_is_unauthenticated
+from .ownership import Author, me_making, me_writing, mine, revoked_is_unauthenticated
 from .statements import Statement
-from .task_rows import ANY_VERSION, NOBODYS, after, array_rows, instant
+from .task_rows import ANY_VERSION, NOBODYS, after, array_rows, etag_of, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
 _EXISTS: Final = "There is a task of this id."
 _CHANGED: Final = "The task is of another version."
 _OWN_KEY: Final = "pk_tasks"
-_EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _COLUMNS: Final = ("id", "title", "description", "is_completed", "version")
 _TYPES: Final = (Uuid, Text, Text, Boolean, Integer)
 
@@ -209,7 +206,7 @@ class _Account:
             "etag": None if task is None else _etag(task),
             "task": task,
         }
-        return json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+        return _json(result)
 
     def changes(self) -> dict[str, Any]:
         """The parameters of the writing statement, in the order of ids: then no two batches wait for each other."""
@@ -234,23 +231,13 @@ def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 
+def _json(value: dict[str, Any]) -> str:
+    """As PostgreSQL writes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def _etag(task: dict[str, Any]) -> str:
-    """As `task_rows.etag_of` writes it."""
-    title, description = task["title"], task["description"]
-    parts = [
-        str(len(title)),
-        "true" if task["is_completed"] else "false",
-        _instant_of(task["created_at"]),
-        title,
-    ]
-    content = ",".join(parts if description is None else [*parts, description])
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return f"{task['version']}-{_instant_of(task['updated_at'])}-{digest}"
-
-
-def _instant_of(moment: str) -> str:
-    microseconds = (datetime.fromisoformat(moment) - _EPOCH) // timedelta(microseconds=1)
-    return f"{microseconds & 0xFFFF_FFFF_FFFF_FFFF:x}"
+    return etag_of(_json(task))
 
 
 # The two statements
@@ -274,8 +261,7 @@ def _each(who: CTE, ids: str, columns: Sequence[Any], *, hold: bool = False) -> 
 
 
 def _look(once: bool) -> Any:
-    who = me_writing()
-    writer = provisioned(who)
+    who = me_making(swept if once else None)
     held = _each(who, "wanted", fields(TaskRead, Task), hold=True).cte("held").prefix_with("MATERIALIZED")
     now = func.to_char(
         func.timezone(literal_column("'UTC'"), func.now()),
@@ -285,12 +271,12 @@ def _look(once: bool) -> Any:
     if not once:
         nothing = cast(null(), Text).label("response")
         found = select(now.label("now"), rows.label("held"), nothing, literal_column("true").label("same"))
-        return after(who, found.select_from(writer))
+        return after(who, found)
     nobody = cast(null(), Uuid).label("task_id"), cast(null(), Text), cast(null(), SmallInteger)
-    kept = claim(select(writer.c.v, *nobody))
+    kept = claim(select(who.c.v, *nobody))
     # The key first: whoever repeats a batch waits here, and not for the tasks.
     found = select(now.label("now"), rows.label("held"), kept.c.response, kept.c.same).select_from(kept)
-    return after(who, found).add_cte(swept(who))
+    return after(who, found)
 
 
 def _write(once: bool) -> Any:

@@ -24,7 +24,7 @@ from sqlmodel import col
 from ..errors import InputFault, Invalid, TooManyRequests, Unavailable
 from ..models import Task, TaskImport, TaskRead
 from ..models.rendering import as_object, fields, render_timestamp
-from .ownership import Author, me_writing, provisioned, revoked_is_unauthenticated
+from .ownership import Author, me_making, me_writing, revoked_is_unauthenticated
 from .statements import Statement
 from .task_rows import after, array_rows, instant
 
@@ -315,8 +315,7 @@ _INSTANTS: Final = ("created_at", "updated_at")
 
 
 def _provision() -> Any:
-    who = me_writing()
-    return after(who, select(cast(provisioned(who).c.v, Text).label("owner")))
+    return select(cast(me_making().c.v, Text).label("owner"))
 
 
 def _store_lines() -> Any:

@@ -9,13 +9,11 @@ gets their row in `users` by the same statement; a deleted user's write raises `
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import (
     CTE,
-    JSON,
     Boolean,
     ColumnElement,
     Integer,
@@ -38,7 +36,7 @@ from ..errors import KeyReused, NotFound, PreconditionFailed
 from ..models import Task, TaskCreate, TaskPut, TaskUpdate
 from ..models.base import new_id
 from .idempotency import IdempotencyKey, claim, key_values, swept
-from .ownership import Author, Known, me, me_writing, provisioned, revoked_is_unauthenticated
+from .ownership import Author, Known, me, me_making, me_writing, revoked_is_unauthenticated, theirs
 from .statements import Statement
 from .task_batches import Batched, batch
 from .task_pages import PageQuery, PageText, Position, page
@@ -48,14 +46,13 @@ from .task_rows import (
     Put,
     Rendered,
     after,
+    as_json,
     etag_of,
     found,
     locked,
     matches,
     outcome,
     settled,
-    shown,
-    tagged,
     this,
 )
 from .task_transfer import Loaded, export, load
@@ -101,16 +98,17 @@ def _id() -> ColumnElement[UUID]:
     return cast(bindparam("id", type_=Uuid), Uuid)
 
 
-def _new(who: Any) -> Any:
-    """An INSERT of the given task for its owner, who is provisioned before."""
+def _new(who: CTE) -> Any:
+    """An INSERT of the given task for its owner."""
     given = _given()
-    row = select(provisioned(who).c.v, _id(), *given.values())
+    row = select(who.c.v, _id(), *given.values())
     return insert(Task).from_select(["user_id", "id", *given], row, include_defaults=False)
 
 
 def _create() -> Any:
-    who = me_writing()
-    return after(who, shown(_new(who).returning(*tagged()).cte("created")))
+    who = me_making()
+    created = _new(who).returning(col(Task.user_id), as_json()).cte("created")
+    return select(created.c.json).where(theirs(who, created))
 
 
 def _create_once() -> Any:
@@ -119,43 +117,31 @@ def _create_once() -> Any:
     The key is this statement's own when it holds the id and the moment of this statement. The id alone would not
     tell: a statement whose answer was lost is run again as it was.
     """
-    who = me_writing()
+    who = me_making(swept)
     now = func.now()
     fresh = select(
-        provisioned(who).c.v.label("user_id"),
+        who.c.v.label("user_id"),
         _id().label("id"),
         *(value.label(name) for name, value in _given().items()),
         cast(literal_column("1"), Integer).label("version"),
         now.label("created_at"),
         now.label("updated_at"),
     ).cte("fresh")
-    answer = shown(select(*tagged(fresh.c)).subquery("rendered")).subquery("answer")
     created_status: ColumnElement[int] = literal_column("201")
-    kept = claim(
-        select(fresh.c.user_id, fresh.c.id, answer.c.json, created_status).select_from(fresh, answer)
-    )
+    kept = claim(select(fresh.c.user_id, fresh.c.id, as_json(fresh.c), created_status))
     names = ["user_id", "id", "title", "description", "is_completed"]
     own = and_(kept.c.task_id == fresh.c.id, kept.c.created_at == fresh.c.created_at)
     row = select(*(fresh.c[name] for name in names)).where(own)
     created = (
         insert(Task).from_select(names, row, include_defaults=False).returning(col(Task.id)).cte("created")
     )
-    etag = etag_of(_as_kept(kept)).label("etag")
-    told = select(kept.c.response, etag, cast(kept.c.task_id, Text).label("task_id"), kept.c.same)
-    return after(who, told).add_cte(created, swept(who))
-
-
-def _as_kept(kept: CTE) -> Any:
-    """The task as the answer in `kept` shows it, by the names of its columns."""
-    answer = cast(kept.c.response, JSON)
-    told = {name: answer[name].as_string() for name in _given()}
-    at = kept.c.created_at
-    return SimpleNamespace(**told, version=literal_column("1"), created_at=at, updated_at=at)
+    told = select(kept.c.response, cast(kept.c.task_id, Text).label("task_id"), kept.c.same)
+    return told.where(theirs(who, kept)).add_cte(created)
 
 
 def _read() -> Any:
     who = me()
-    return after(who, shown(select(*tagged()).where(this(who)).subquery("found")))
+    return after(who, select(as_json()).where(this(who)))
 
 
 def _changes() -> dict[str, Any]:
@@ -174,43 +160,46 @@ def _changes() -> dict[str, Any]:
 
 def _update() -> Any:
     who = me_writing()
-    changed = update_in(Task).where(this(who)).values(_changes()).returning(*tagged())
+    changed = update_in(Task).where(this(who)).values(_changes()).returning(as_json())
     return settled(who, changed.cte("changed"))
 
 
 def _update_matched(changes: dict[str, Any]) -> Any:
     who = me_writing()
     held = locked(who)
-    changed = update_in(Task).where(this(who), matches(held)).values(changes).returning(*tagged())
+    changed = update_in(Task).where(this(who), matches(held)).values(changes).returning(as_json())
     return settled(who, changed.cte("changed"), held)
 
 
 def _put() -> Any:
-    who = me_writing()
+    who = me_making()
     new = _new(who)
     replaced = {name: new.excluded[name] for name in _given()}
     replaced |= {"version": col(Task.version) + literal_column("1"), "updated_at": func.now()}
-    placed = new.on_conflict_do_update(index_elements=["user_id", "id"], set_=replaced)
-    placed = placed.returning(*tagged()).cte("placed")
-    answer = shown(placed)
-    return after(who, answer.add_columns((placed.c.version == literal_column("1")).label("created")))
+    placed = (
+        new.on_conflict_do_update(index_elements=["user_id", "id"], set_=replaced)
+        .returning(col(Task.user_id), as_json(), (col(Task.version) == literal_column("1")).label("created"))
+        .cte("placed")
+    )
+    return select(placed.c.json, placed.c.created).where(theirs(who, placed))
 
 
 def _put_new() -> Any:
-    who = me_writing()
-    placed = _new(who).on_conflict_do_nothing(index_elements=["user_id", "id"]).returning(*tagged())
-    return after(who, shown(placed.cte("placed")))
+    who = me_making()
+    new = _new(who).on_conflict_do_nothing(index_elements=["user_id", "id"])
+    placed = new.returning(col(Task.user_id), as_json()).cte("placed")
+    return select(placed.c.json).where(theirs(who, placed))
 
 
 def _delete() -> Any:
     who = me_writing()
-    return settled(who, delete_from(Task).where(this(who)).returning(*tagged()).cte("gone"))
+    return settled(who, delete_from(Task).where(this(who)).returning(as_json()).cte("gone"))
 
 
 def _delete_matched() -> Any:
     who = me_writing()
     held = locked(who)
-    gone = delete_from(Task).where(this(who), matches(held)).returning(*tagged())
+    gone = delete_from(Task).where(this(who), matches(held)).returning(as_json())
     return settled(who, gone.cte("gone"), held)
 
 
@@ -239,11 +228,11 @@ async def create(
             return Created(*found(await db.row(CREATE, **new)), new["id"])
         row = await db.row(CREATE_ONCE, **new, **key_values(idempotency))
     assert row is not None
-    body, etag, kept_for, same = row
+    body, kept_for, same = row
     if not same:
         raise KeyReused
     task_id = UUID(kept_for)
-    return Created(body, etag, task_id, replayed=task_id != new["id"])
+    return Created(body, etag_of(body), task_id, replayed=task_id != new["id"])
 
 
 async def read(db: Database, owner: UUID, task_id: UUID) -> Rendered:
@@ -303,7 +292,7 @@ async def put(
         row = await db.row(PUT_NEW if only_new else PUT, **values)
     if row is None:
         raise PreconditionFailed
-    return Put(row[0], row[1], created=only_new or row[2])
+    return Put(*Rendered.of(row[0]), created=only_new or row[1])
 
 
 async def delete(db: Database, author: Author, task_id: UUID, *, if_match: str | None = None) -> None:

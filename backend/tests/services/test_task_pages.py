@@ -82,6 +82,17 @@ async def test_a_page_holds_the_newest_first(either: Database) -> None:
     assert (await listed(either, ada, sort="updated_at"))[0] == changed
 
 
+async def test_a_page_ends_between_two_tasks_whatever_they_say(either: Database) -> None:
+    ada = somebody()
+    title = '","x":1},{"id":"a\\",{"'
+    await create(either, ada, title=title, description=title)
+    last = await create(either, ada, title=title, description=title)
+    page = await tasks.page(either, ada.user_id, PageQuery(limit=1))
+    assert page.has_more
+    assert TASKS.validate_json(page.items) == [last]
+    assert last.title == title
+
+
 async def test_an_empty_page_says_that_it_is(either: Database) -> None:
     page = await tasks.page(either, uuid4(), PageQuery(count="exact"))
     assert page == PageText("[]", None, False, 0)

@@ -60,7 +60,8 @@ class Filled:
     async def plan(self, statement: Statement, values: dict[str, Any]) -> dict[str, Any]:
         """What EXPLAIN ANALYZE tells of the statement; it is rolled back.
 
-        By PREPARE and EXECUTE: to a statement that EXPLAIN itself prepares, `plan_cache_mode` means nothing.
+        Of its second run: in its first a backend reads the catalogue for what the functions in it are made of. By
+        PREPARE and EXECUTE: to a statement that EXPLAIN itself prepares, `plan_cache_mode` means nothing.
         """
         arguments = ", ".join(
             map(literal, statement.arguments({"owner": self.owner, "epoch": None} | values))
@@ -70,6 +71,9 @@ class Filled:
         try:
             await self.connection.execute(f"PREPARE explained AS {statement.sql}")
             sql = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE explained({arguments})"
+            await self.connection.execute("SAVEPOINT before")
+            await self.connection.execute(sql)
+            await self.connection.execute("ROLLBACK TO before")
             found: dict[str, Any] = json.loads(await self.connection.fetchval(sql))[0]["Plan"]
         finally:
             await transaction.rollback()

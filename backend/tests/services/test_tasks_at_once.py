@@ -67,6 +67,23 @@ async def test_x2_one_key_a_hundred_times_at_once_makes_one_task_and_one_answer(
         assert stored == shown(given[0].body)
 
 
+async def test_x2_a_key_too_old_that_comes_again_at_once_makes_one_task_more(
+    crowd: Database, database: Database
+) -> None:
+    ada, new = somebody(), TaskCreate(title="again")
+    keys = [IdempotencyKey.of(name, "create_task", b"") for name in ("a", "b")]
+    first = [await tasks.create(crowd, ada, new, idempotency=key) for key in keys]
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE idempotency_keys SET created_at = created_at - interval '25 hours'")
+    # Each sweeps its own key, and the other's by the way.
+    given = await at_once(*(tasks.create(crowd, ada, new, idempotency=key) for key in keys * 20))
+    assert Counter(type(answer) for answer in given) == {tasks.Created: 40}
+    assert sum(not answer.replayed for answer in given) == 2
+    made = {answer.task_id for answer in given}
+    assert made.isdisjoint(answer.task_id for answer in first)
+    assert {task.id for task in await listed(crowd, ada)} == made | {answer.task_id for answer in first}
+
+
 async def test_x2_of_two_requests_with_one_key_one_is_taken(crowd: Database) -> None:
     for _ in range(4):
         ada = somebody()
