@@ -13,10 +13,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from .api import admin, health, problems, reference, tasks, tokens, users
+from .api import admin, health, reference, tasks, tokens, users
+from .api.application import Application
 from .api.cors import Cors
 from .api.cursors import Cursors
-from .api.middleware import RequestMiddleware
+from .api.fast_path import FastPath
 from .api.transfers import IMPORTS_AT_ONCE, Slots
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
@@ -82,7 +83,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await sampler
 
-    app = FastAPI(
+    app = Application(
         title=TITLE,
         version=VERSION,
         description=DESCRIPTION,
@@ -97,6 +98,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         # A redirect would repeat the Host header, which is input.
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
+        # It would hand exceptions, and the values in their messages, to whatever listens; and it asks the environment
+        # at every request whether somebody does.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -107,8 +111,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.imports = Slots(IMPORTS_AT_ONCE)
     app.state.draining = False
     app.state.refusal = None
-    app.add_middleware(
-        RequestMiddleware,
+    app.passing(
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         max_under_way=settings.max_requests_under_way,
@@ -117,8 +120,8 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
             f"{tasks.PREFIX}/import": settings.max_import_bytes,
         },
         cors=Cors(settings.cors_origins) if settings.cors_origins else None,
+        fast_path=FastPath(app, tasks.router.routes) if settings.fast_path else None,
     )
-    problems.install(app)
     app.include_router(tasks.router)
     for router in (users.router, tokens.router, tokens.published):
         app.include_router(router)

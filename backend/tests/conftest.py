@@ -336,6 +336,15 @@ def database_url(postgres: EmbeddedPostgres, library: Library) -> Iterator[str]:
 
 
 @pytest.fixture
+def second_database_url(
+    postgres: EmbeddedPostgres, administrator: Administrator, template: str
+) -> Iterator[str]:
+    """The URL of another one, to compare with."""
+    with new_database(administrator, template=template) as name:
+        yield postgres.url_for(name)
+
+
+@pytest.fixture
 def app_database_url(postgres: EmbeddedPostgres, database_url: str) -> str:
     """The URL of the same database for the role that the service connects as: bound by row-level security."""
     return postgres.url_for(database_url.rsplit("/", 1)[1], role=APPLICATION)

@@ -170,8 +170,8 @@ def imports_inside_are_relative(source: Source) -> Iterator[Finding]:
 
 
 _WORDS_OF_API = {
-    "bodies", "conditions", "contract", "cors", "cursors", "deps", "examples", "middleware", "pages", "problems",
-    "transfers",
+    "application", "bodies", "conditions", "contract", "cors", "cursors", "deps", "examples", "fast_path",
+    "middleware", "pages", "problems", "transfers",
 }  # fmt: skip
 
 

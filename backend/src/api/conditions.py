@@ -58,11 +58,15 @@ class Tags:
         return self.any or etag in self.strong or etag in self.weak
 
 
+_NO_TAGS: Final = Tags.of(())
+
+
 class IfNoneMatch:
     """The tags that a reader has already."""
 
     async def __call__(self, request: Request) -> Tags:
-        return Tags.of(request.headers.getlist("if-none-match"))
+        given = request.headers.getlist("if-none-match")
+        return Tags.of(given) if given else _NO_TAGS
 
     def describe(self, operation: dict[str, Any]) -> None:
         _header(operation, "If-None-Match", "The ETag that you have; 304 when it is still the current one.")

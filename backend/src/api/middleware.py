@@ -21,12 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
-from ..config.logging import get_logger
+from ..config.logging import RequestLines, get_logger
 from ..config.redaction import redact_text
 from ..errors import GroundworkError, InternalFault, OutcomeUnknown, Overloaded, RequestError, Unavailable
 from ..services.metrics import Metrics
 from . import problems
 from .cors import Cors
+from .fast_path import FastPath
 
 # Long enough for every tracing system's ids, and nothing that a log or a header could be broken with.
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/-]{1,128}")
@@ -42,12 +43,14 @@ _ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy"
 _QUOTING = ("asyncpg", "sqlalchemy", "pydantic", "pydantic_core", "fastapi")
 
 log = get_logger("groundwork.http")
+lines = RequestLines("groundwork.http")
 
 
 class RequestMiddleware:
     """`Metrics` counts what passes; `max_body_bytes` bounds what comes in, `larger` does so for the paths in it.
 
     `max_under_way` is how many requests may be worked on at a time (None: any number); probes do not count.
+    `fast_path` answers what it can before the application inside is asked.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class RequestMiddleware:
         larger: Mapping[str, int] | None = None,
         cors: Cors | None = None,
         max_under_way: int | None = None,
+        fast_path: FastPath | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
@@ -65,6 +69,7 @@ class RequestMiddleware:
         self.larger = larger or {}
         self.cors = cors
         self.max_under_way = sys.maxsize if max_under_way is None else max_under_way
+        self.fast_path = fast_path
         self._under_way = 0
         self._turned_away = 0
         self._told_at = float("-inf")
@@ -150,6 +155,9 @@ class RequestMiddleware:
                 await say(problems.TooLarge())
             elif self.cors is not None and (permission := self.cors.preflight(scope)) is not None:
                 await permission(inner, receive, finished_send)
+            elif self.fast_path is not None and (found := self.fast_path.find(inner)) is not None:
+                response = await self.fast_path.answer(found, inner, bounded_receive)
+                await response(inner, bounded_receive, finished_send)
             else:
                 await self.app(inner, bounded_receive, finished_send)
         except asyncio.CancelledError as error:
@@ -180,7 +188,7 @@ class RequestMiddleware:
             if TURNED_AWAY in state:
                 self._log_overload()
             else:
-                self._log(known, route, status or 500, seconds, state.get("problem"), unexpected)
+                self._log(text_id, known, route, status or 500, seconds, state.get("problem"), unexpected)
             reset_contextvars(**context)
 
     def _log_overload(self) -> None:
@@ -193,6 +201,7 @@ class RequestMiddleware:
 
     def _log(
         self,
+        request_id: str,
         method: str,
         route: str,
         status: int,
@@ -200,6 +209,9 @@ class RequestMiddleware:
         problem: RequestError | None,
         unexpected: BaseException | None,
     ) -> None:
+        if problem is None and unexpected is None and route not in _PROBES:
+            lines.say(request_id, method, route, status, round(seconds * 1000, 3))
+            return
         facts: dict[str, Any] = {
             "method": method,
             "route": route,

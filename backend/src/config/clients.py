@@ -98,3 +98,12 @@ DrainGraceSeconds = Annotated[
 ShutdownTimeoutSeconds = Annotated[
     float, Field(ge=0, le=3600, description="How long requests under way may take to finish when stopping.")
 ]
+FastPath = Annotated[
+    bool,
+    Field(
+        description=(
+            "Whether the operations on tasks are answered without FastAPI's machinery around them. The answers are the "
+            "same; `false` is for finding a fault."
+        )
+    ),
+]

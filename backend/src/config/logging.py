@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
@@ -92,6 +93,7 @@ def configure(level: str = "info", format: Format = "auto", stream: TextIO | Non
     )
     for logger in _loggers:
         logger.__dict__.pop("bind", None)  # what structlog cached was assembled for the former level
+    _Writer.json_at_info = render is _json_line and threshold <= _LEVELS["info"]
     _adopt_standard_library(threshold)
 
 
@@ -99,6 +101,7 @@ class _Writer:
     """Where lines go. A closed or broken stream loses the line, never the request that logged it."""
 
     stream: TextIO = sys.stderr
+    json_at_info = False
     _lock = threading.Lock()
 
     def __init__(self, name: str | None = None) -> None:
@@ -119,6 +122,41 @@ def _is_terminal(stream: TextIO) -> bool:
         return stream.isatty()
     except (AttributeError, ValueError):
         return False
+
+
+class RequestLines:
+    """`log.info("request", ...)` of one logger for what nearly every request says, at a fifth of the cost.
+
+    Every answer writes this line, so it is put together here, where it is JSON. `say` writes the same bytes as the
+    logger would, with `request_id` the only fact that is bound, or leaves it to the logger. Methods and routes come
+    from small sets: each pair is encoded once.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._log = get_logger(name)
+        self._name = name
+        self._writer = _Writer(name)
+        self._facts: dict[tuple[str, str], str] = {}
+        self._second, self._clock = 0, ""
+
+    def say(self, request_id: str, method: str, route: str, status: int, duration_ms: float) -> None:
+        """`request_id` is of characters that JSON holds as they are."""
+        if not _Writer.json_at_info or is_suspect(request_id):
+            self._log.info("request", method=method, route=route, status=status, duration_ms=duration_ms)
+            return
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._clock = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+            self._second = second
+        facts = self._facts.get((method, route))
+        if facts is None:
+            facts = self._facts[method, route] = f'"method":{_encode(method)},"route":{_encode(route)}'
+        self._writer.msg(
+            f'{{"timestamp":"{self._clock}.{int((now - second) * 1000):03d}Z","level":"info","event":"request",'
+            f'"logger":"{self._name}","request_id":"{request_id}",{facts},'
+            f'"status":{status},"duration_ms":{duration_ms}}}'
+        )
 
 
 # --- the steps of an event -----------------------------------------------------------------------------------

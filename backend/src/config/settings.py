@@ -196,6 +196,7 @@ class Settings(BaseSettings):
     keep_alive_seconds: clients.KeepAliveSeconds = 5.0
     max_connections: clients.MaxConnections = 4096
     max_requests_under_way: clients.MaxRequestsUnderWay = 1024
+    fast_path: clients.FastPath = True
     admin_host: clients.AdminHost = "127.0.0.1"
     admin_port: clients.AdminPort = None
     drain_grace_seconds: clients.DrainGraceSeconds = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from src.models.base import new_id
 from src.services import signing
 
 KEY = signing.new_key()
+# `false` runs every test of the API on FastAPI alone.
+FAST_PATH = os.environ.get("GROUNDWORK_FAST_PATH", "true")
 Serve = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeApp = Callable[..., FastAPI]
 
@@ -29,7 +32,8 @@ def make_app(database_url: str) -> MakeApp:
     """Makes an application with these settings on the test's database."""
 
     def make(**settings: Any) -> FastAPI:
-        return create_app(load_settings(**{"database_url": database_url, "signing_keys": KEY, **settings}))
+        usual = {"database_url": database_url, "signing_keys": KEY, "fast_path": FAST_PATH}
+        return create_app(load_settings(**{**usual, **settings}))
 
     return make
 

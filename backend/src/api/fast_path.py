@@ -1,0 +1,195 @@
+"""The fast path: the operations that make up nearly all traffic, without FastAPI's machinery around them.
+
+FastAPI declares every operation; for those that it can, `FastPath` lays out at start-up what FastAPI works out anew at
+every request: which route a path belongs to, and in which order the endpoint's dependencies are to be asked. The
+functions that run are the same, in the same order, so the answers are the same bytes. An operation that needs more
+(its parameters parsed by FastAPI, a dependency that is cleaned up afterwards, a model serialized) is left to FastAPI,
+and so is every path that is not one of these operations'. `FAST_PATH=false` leaves everything to it.
+
+docs/decisions/0070-fast-path.md has the reasons and what it saves.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from re import Pattern
+from typing import Any, Final
+from uuid import UUID
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope
+
+Call = Callable[..., Awaitable[Any]]
+# What a dependency may not ask for here: FastAPI parses, validates or provides it.
+_BEYOND: Final = (
+    "query_params",
+    "header_params",
+    "cookie_params",
+    "body_params",
+    "websocket_param_name",
+    "http_connection_param_name",
+    "response_param_name",
+    "background_tasks_param_name",
+    "security_scopes_param_name",
+    "own_oauth_scopes",
+)
+
+
+class _NotPlain(Exception):
+    """The operation needs more than the fast path has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation, laid out. A step's places point at what was there before it: the request, then the parts of the
+    path, then what the earlier steps gave."""
+
+    route: APIRoute
+    steps: tuple[tuple[Call, tuple[int, ...]], ...]
+    endpoint: Call
+    places: tuple[int, ...]
+
+    async def answer(self, request: Request, parts: tuple[Any, ...]) -> Response:
+        """Raises whatever a dependency or the endpoint raises."""
+        known = [request, *parts]
+        for call, places in self.steps:
+            known.append(await call(*[known[place] for place in places]))
+        response: Response = await self.endpoint(*[known[place] for place in self.places])
+        return response
+
+
+class FastPath:
+    """Finds and answers the operations among `routes` of `app` that can do without FastAPI's machinery."""
+
+    def __init__(self, app: FastAPI, routes: list[BaseRoute]) -> None:
+        self._app = app
+        self._fixed: dict[tuple[str, str], Operation] = {}
+        self._by_id: list[tuple[Pattern[str], dict[str, Operation]]] = []
+        for route, operation in _laid_out(routes):
+            for method in route.methods or ():
+                if not route.param_convertors:
+                    self._fixed[method, route.path] = operation
+                    continue
+                for pattern, operations in self._by_id:
+                    if pattern == route.path_regex:
+                        operations[method] = operation
+                        break
+                else:
+                    self._by_id.append((route.path_regex, {method: operation}))
+
+    @property
+    def operations(self) -> dict[str, Operation]:
+        """By their names."""
+        found = [*self._fixed.values(), *(one for _, some in self._by_id for one in some.values())]
+        return {operation.route.name: operation for operation in found}
+
+    def find(self, scope: Scope) -> tuple[Operation, tuple[Any, ...]] | None:
+        """The operation that this request asks for and the parts of its path; None where FastAPI is to look."""
+        if scope.get("root_path") or self._app.dependency_overrides:
+            return None
+        method, path = scope["method"], scope["path"]
+        operation = self._fixed.get((method, path))
+        if operation is not None:
+            return operation, ()
+        for pattern, operations in self._by_id:
+            match = pattern.match(path)
+            if match is not None and method in operations:
+                return operations[method], tuple(map(UUID, match.groups()))
+        return None
+
+    async def answer(
+        self, found: tuple[Operation, tuple[Any, ...]], scope: Scope, receive: Receive
+    ) -> Response:
+        """What the endpoint answers, or what the application's handlers answer to its exception.
+
+        Raises what has no handler.
+        """
+        operation, parts = found
+        scope["route"] = operation.route
+        request = Request(scope, receive)
+        try:
+            return await operation.answer(request, parts)
+        except Exception as error:
+            for kind in type(error).__mro__:
+                handler: Any = self._app.exception_handlers.get(kind)
+                # What nobody expects goes on to the middleware, as FastAPI lets it.
+                if handler is not None and kind is not Exception:
+                    answered: Response = await handler(request, error)
+                    return answered
+            raise
+
+
+def _laid_out(routes: list[BaseRoute]) -> Iterator[tuple[APIRoute, Operation]]:
+    for route in routes:
+        if not isinstance(route, APIRoute):
+            continue
+        # FastAPI would make these into an answer: what is plain makes its own.
+        if inspect.signature(route.endpoint).return_annotation is not Response:
+            continue
+        try:
+            yield route, _operation(route)
+        except _NotPlain:
+            continue
+
+
+def _operation(route: APIRoute) -> Operation:
+    names = list(route.param_convertors)
+    if any(type(convertor).__name__ != "UUIDConvertor" for convertor in route.param_convertors.values()):
+        raise _NotPlain
+    steps: list[tuple[Call, tuple[int, ...]]] = []
+    there: dict[int, int] = {}
+
+    def places_of(dependant: Dependant) -> tuple[int, ...]:
+        """Lays out what this one needs, in FastAPI's order: each dependency before what depends on it, once."""
+        if any(getattr(dependant, beyond) for beyond in _BEYOND):
+            raise _NotPlain
+        given: dict[str, int] = {}
+        for needed in dependant.dependencies:
+            assert needed.name is not None
+            given[needed.name] = place_of(needed)
+        if dependant.request_param_name:
+            given[dependant.request_param_name] = 0
+        for field in dependant.path_params:
+            if field.field_info.annotation is not UUID:
+                raise _NotPlain
+            given[field.name] = 1 + names.index(field.alias)
+        return _in_order(_function(dependant), given)
+
+    def place_of(dependant: Dependant) -> int:
+        call = _function(dependant)
+        if dependant.use_cache and id(call) in there:
+            return there[id(call)]
+        steps.append((call, places_of(dependant)))
+        place = there[id(call)] = len(names) + len(steps)
+        return place
+
+    places = places_of(route.dependant)
+    return Operation(route, tuple(steps), route.endpoint, places)
+
+
+def _function(dependant: Dependant) -> Call:
+    call = dependant.call
+    assert call is not None
+    if not (inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)):
+        raise _NotPlain
+    return call
+
+
+def _in_order(call: Call, given: Mapping[str, int]) -> tuple[int, ...]:
+    """The places in the order of the function's parameters; what is left out has to be its last, with defaults."""
+    ordered = []
+    for name, parameter in inspect.signature(call).parameters.items():
+        if name in given:
+            ordered.append(given[name])
+        elif parameter.default is inspect.Parameter.empty:
+            raise _NotPlain
+    if len(ordered) != len(given):
+        raise _NotPlain
+    return tuple(ordered)
