@@ -154,8 +154,7 @@ class RequestLines:
             facts = self._facts[method, route] = f'"method":{_encode(method)},"route":{_encode(route)}'
         self._writer.msg(
             f'{{"timestamp":"{self._clock}.{int((now - second) * 1000):03d}Z","level":"info","event":"request",'
-            f'"logger":"{self._name}","request_id":"{request_id}",{facts},'
-            f'"status":{status},"duration_ms":{duration_ms}}}'
+            f'"logger":"{self._name}",{facts},"status":{status},"duration_ms":{duration_ms},"request_id":"{request_id}"}}'
         )
 
 

@@ -36,6 +36,7 @@ def restored() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
     structlog.reset_defaults()
     ours._steps[:] = steps
+    ours._Writer.json_at_info = False
     for handler in list(root.handlers):
         root.removeHandler(handler)
     for handler in handlers:
@@ -58,6 +59,32 @@ def test_an_event_is_one_line_of_json_with_its_facts_and_the_request_id() -> Non
         "level": "info", "event": "pool-opened", "logger": "tests.logging", "size": 4, "ratio": 0.5, "ok": True,
         "nothing": None, "names": ["a"], "request_id": "r-1",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("duration_ms", [0.0, 0.001, 12.345, 60000.0])
+@pytest.mark.parametrize("request_id", ["r-1", "a:b/c=d+e._f", "password=hunter2", "9" * 128])
+@pytest.mark.parametrize("format_", ["json", "console"])
+def test_the_line_of_a_request_is_the_line_that_the_logger_would_write(
+    format_: Any, request_id: str, duration_ms: float
+) -> None:
+    stream = io.StringIO()
+    configure("info", format_, stream)
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    facts: dict[str, Any] = {"method": "GET", "route": "/v1/tasks/{task_id}", "status": 200}
+    get_logger("tests.logging").info("request", **facts, duration_ms=duration_ms)
+    ours.RequestLines("tests.logging").say(request_id, *facts.values(), duration_ms)
+    before, after = (
+        re.sub(r"\d\d:\d\d:\d\d(\.\d{3}Z)?", "T", line) for line in stream.getvalue().splitlines()
+    )
+    assert before == after
+    assert "hunter2" not in before
+
+
+def test_the_line_of_a_request_is_not_written_above_its_level() -> None:
+    stream = io.StringIO()
+    configure("warning", "json", stream)
+    ours.RequestLines("tests.logging").say("r-1", "GET", "/v1/tasks", 200, 1.0)
+    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
