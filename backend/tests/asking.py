@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -54,7 +55,7 @@ def hold(answer: httpx.Response, *, keyed: bool = False) -> httpx.Response:
         assert body["status"] == status, shown
         assert body["request_id"] == headers["x-request-id"], shown
         slug = body["type"].removeprefix("/problems/")
-        assert slug in {kind.slug for kind in problems.kinds() if kind.status == status}, shown
+        assert slug in _slugs(status), shown
         if status == 422 and slug == "invalid":
             assert all("pointer" in fault and fault["detail"] for fault in body["errors"]), shown
     # 503 and 429 promise that nothing was written, so a repeat is always safe; after a 504 only a key makes it so.
@@ -63,6 +64,11 @@ def hold(answer: httpx.Response, *, keyed: bool = False) -> httpx.Response:
     assert ("www-authenticate" in headers) == (status == 401), shown
     assert ("allow" in headers) == (status == 405), shown
     return answer
+
+
+@cache
+def _slugs(status: int) -> frozenset[str]:
+    return frozenset(kind.slug for kind in problems.kinds() if kind.status == status)
 
 
 class Caller:
