@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import growth, measuring, micro
+from . import growth, measuring, micro, overload
 from .data import USERS
 from .servers import SERVERS
 
@@ -19,7 +19,7 @@ def main() -> int:
         "what",
         nargs="?",
         default="run",
-        choices=["run", "quick", "contract", "profile", "micro", "growth", "statements", "sweep"],
+        choices=["run", "quick", "contract", "profile", "micro", "growth", "statements", "sweep", "overload"],
     )
     parser.add_argument("--servers", default=",".join(USUAL), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
@@ -38,6 +38,9 @@ def main() -> int:
         return 0
     if asked.what == "growth":
         print(growth.main(asked.rounds, asked.seconds))
+        return 0
+    if asked.what == "overload":
+        print(overload.main(asked))
         return 0
     if asked.out is None and asked.what == "run":
         asked.out = measuring.RESULTS

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import pickle
 import random
 import selectors
@@ -71,11 +72,11 @@ class Window:
     load's own fault, and bounds what can be said of the server."""
 
 
-def run(plan: Plan) -> Window:
-    """Runs the plan in a process of its own."""
+def run(plan: Plan, core: int | None = None) -> Window:
+    """Runs the plan in a process of its own, on `core` alone where one is given."""
     done = subprocess.run(
         [sys.executable, "-c", "from benchmarks.load import main; main()"],
-        input=pickle.dumps(plan),
+        input=pickle.dumps((plan, core)),
         stdout=subprocess.PIPE,
         cwd=Path(__file__).resolve().parents[1],
         check=True,
@@ -86,7 +87,7 @@ def run(plan: Plan) -> Window:
     return window
 
 
-class _Source:
+class Source:
     """The requests in turn, from a random place on, each with its own number where it needs one."""
 
     def __init__(self, plan: Plan, chance: random.Random) -> None:
@@ -168,7 +169,7 @@ class _Load:
         self.clients: list[_Client] = []
         self.window = Window()
         self._chance = random.Random(plan.seed)
-        self._source = _Source(plan, self._chance)
+        self._source = Source(plan, self._chance)
         self._until = 0.0
         self._at_least = 0
         self._under_way = 0
@@ -305,7 +306,9 @@ async def _measure(plan: Plan) -> Window:
 
 
 def main() -> None:
-    plan = pickle.loads(sys.stdin.buffer.read())
+    plan, core = pickle.loads(sys.stdin.buffer.read())
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
     # uvloop costs the machine less, and its clock ticks in milliseconds; select waits to the microsecond.
     def exact() -> asyncio.AbstractEventLoop:

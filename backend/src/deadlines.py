@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 0.5
 # What a process needs beside its clients' connections: the database's, files of imports, the loop's own.
 _DESCRIPTORS_OF_OURS: Final = 64
-# Room is made for several at once, or each newcomer would pay for a look at everybody.
+# Room is made for many at once, this share of all, or each newcomer would pay for a look at everybody.
 _ROOM: Final = 16
 
 
@@ -108,7 +108,7 @@ class Watch:
         waiting = [(since, one) for one in self._connections if (since := one.waiting_since) is not None]
         waiting.sort(key=lambda entry: entry[0])
         # The newcomer is the last of them: it goes when nobody else waits.
-        for _, connection in waiting[: max(1, min(_ROOM, len(waiting) // 2))]:
+        for _, connection in waiting[: max(1, min(max(_ROOM, self._most // _ROOM), len(waiting) // 2))]:
             connection.cut("crowded")
 
 

@@ -103,6 +103,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
+    app.state.cors = cors = Cors(settings.cors_origins) if settings.cors_origins else None
     app.state.metrics = metrics
     app.state.database = database
     app.state.identity = None
@@ -119,7 +120,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
             f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
             f"{tasks.PREFIX}/import": settings.max_import_bytes,
         },
-        cors=Cors(settings.cors_origins) if settings.cors_origins else None,
+        cors=cors,
         fast_path=FastPath(app, tasks.router.routes) if settings.fast_path else None,
     )
     app.include_router(tasks.router)

@@ -17,6 +17,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from .admission import Door
 from .api import problems
 from .api.middleware import TURNED_AWAY
 from .config.logging import get_logger
@@ -29,11 +30,14 @@ MAX_HEADERS = 100
 MAX_PIPELINED = 64
 """Requests that may wait on one connection for the answers to those before them."""
 HOLD_SECONDS = 1.0
-"""How long a connection is not read after a request of it was turned away: what its Retry-After says."""
+"""How long a connection is not read after a request of it was turned away: what its Retry-After says, or until the door
+is open again."""
 _VERSIONS = ("1.1", "1.0")
 # A socket that is closed over unread input is reset, and the reset may overtake the answer: read on for a while.
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1 << 20
+# A body whose length has more than four digits is long, and so may one be in chunks.
+_LONG = frozenset({b"content-length", b"transfer-encoding"})
 
 log = get_logger("groundwork.http")
 
@@ -65,7 +69,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = False
         self._owed: bytes | None = None
         self._discarded_bytes = 0
-        self._watch = _watch_of(self)
+        self._watch, self._door = _kept_of(self)
+        self._task: asyncio.Task[None] | None = None
+        # Whether the request that is being read was turned away: what is left of it goes nowhere.
+        self._turned_away = False
         self._received = 0
         self._since = 0.0
         # The time and the bytes at which the body's present stretch began.
@@ -80,6 +87,12 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self._since = self.loop.time()
         self._watch.begin(len(self.connections))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._task is not None and not self._task.done():
+            # Nobody is left to hear of what it would still begin.
+            self._door.forsake(self._task)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -96,7 +109,8 @@ class HttpProtocol(HttpToolsProtocol):
             if self.cycle is not None:
                 self.cycle.keep_alive = False
         except httptools.HttpParserError:
-            self._refuse(self._refusal or problems.Malformed())
+            if not self._refused:
+                self._refuse(self._refusal or problems.Malformed())
         else:
             # The parser keeps a header (or a trailer, or a chunk's extension) until it is complete.
             if self._unframed_bytes > MAX_HEAD_BYTES:
@@ -120,7 +134,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._refused or self.transport.is_closing():
             return
         elif self.flow.read_paused:
-            if self._held_until is not None and now >= self._held_until:
+            if self._held_until is not None and (now >= self._held_until or not self._door.is_closed()):
                 self._held_until = None
                 self.flow.resume_reading()
             self._since, self._stretch = now, None
@@ -193,6 +207,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._turned_away = False
         self._head_bytes = 0
         self._awaits = Awaits.HEAD
         self._since = self.loop.time()
@@ -219,9 +234,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._stretch = None
         self._unframed_bytes = 0
         version = self.parser.get_http_version()
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts, codings = 0, []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.lower())
         # RFC 9112, 3.2 and 6.1: one Host, and in HTTP/1.0 at most one and no chunks.
-        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         faulty = hosts != 1 if version == "1.1" else hosts > 1 or bool(codings)
         # The parser takes any list that ends in `chunked`, and would hand on a body that is still encoded.
         faulty = faulty or (bool(codings) and codings != [b"chunked"])
@@ -230,18 +249,58 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refusal = TooManyRequests("pipeline-full", "Too many requests wait on this connection.")
             raise Refusal
-        super().on_headers_complete()
+        if self._door.is_closed(self.url) and (self.cycle is None or self.cycle.response_complete):
+            # Answers come in the order of the requests: where another is under way, the application answers this one.
+            self._turn_away()
+        else:
+            super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        def start() -> None:
+            self._task = task = self.loop.create_task(cycle.run_asgi(app))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+
+        self._door.begin(cycle, start)
 
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
-        super().on_body(body)
+        if not self._turned_away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
         self._awaits = Awaits.NOTHING
-        super().on_message_complete()
+        if not self._turned_away:
+            super().on_message_complete()
 
     # What is answered
+
+    def _turn_away(self) -> None:
+        """Answers from here, with nothing of the request looked at but its head."""
+        method, headers = self.parser.get_method(), self.headers
+        keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        # A long body is not worth reading, so its connection ends.
+        if self.expect_100_continue or any(name in _LONG and len(value) > 4 for name, value in headers):
+            keep = False
+        answer = self._door.refusal(method, headers, self.server_state.default_headers, keep=keep)
+        if not keep:
+            self._refused, self._owed = True, answer
+            self._pay()
+            raise Refusal
+        self.transport.write(answer)
+        self._turned_away = True
+        self._awaits = Awaits.NOTHING
+        # It has no cycle, and so nobody waits for it.
+        self.scope = None if self.cycle is None else self.cycle.scope
+        self.server_state.total_requests += 1
+        self._hold()
+
+    def _hold(self) -> None:
+        """Whoever does not wait as he was asked would keep us busy with turning him away."""
+        self._since = self.loop.time()
+        self._held_until = self._since + HOLD_SECONDS
+        self.flow.pause_reading()
 
     def _refuse(self, error: RequestError) -> None:
         """Says why, once everything that was asked before has been answered, and ends the connection."""
@@ -273,9 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         if not self.pipeline:
             if TURNED_AWAY in self.cycle.scope["state"]:
-                # Whoever does not wait as he was asked would keep us busy with turning him away.
-                self._held_until = self.loop.time() + HOLD_SECONDS
-                self.flow.pause_reading()
+                self._hold()
             else:
                 self.flow.resume_reading()
         if self._awaits is Awaits.NOTHING:
@@ -321,10 +378,10 @@ class HttpProtocol(HttpToolsProtocol):
         return b"".join((STATUS_LINE[error.status], *said, b"\r\n", body))
 
 
-def _watch_of(connection: HttpProtocol) -> Watch:
-    """The one watch of a server's connections, made with the first of them."""
+def _kept_of(connection: HttpProtocol) -> tuple[Watch, Door]:
+    """The one watch and the one door of a server's connections, made with the first of them."""
     kept = vars(connection.server_state)
-    if "watch" not in kept:
+    if "watch_and_door" not in kept:
         app: Any = connection.app
         while not hasattr(app, "state") and hasattr(app, "app"):
             app = app.app  # uvicorn's own wrappers
@@ -332,5 +389,6 @@ def _watch_of(connection: HttpProtocol) -> Watch:
         settings = getattr(state, "settings", None)
         bounds = Bounds() if settings is None else Bounds.of(settings)
         connections = cast(Iterable[HttpProtocol], connection.connections)
-        kept["watch"] = Watch(connections, bounds, getattr(state, "metrics", None))
-    return cast(Watch, kept["watch"])
+        watch = Watch(connections, bounds, getattr(state, "metrics", None))
+        kept["watch_and_door"] = watch, Door.of(state, connection.tasks)
+    return cast(tuple[Watch, Door], kept["watch_and_door"])

@@ -41,6 +41,8 @@ from .link import (
 from .protocol import HttpProtocol
 
 _HELP_SECONDS = 0.05
+# Connections taken from one queue at a time.
+_AT_ONCE = 32
 _FIRST_REQUEST_SECONDS = 0.5
 
 log = get_logger("groundwork.worker")
@@ -153,7 +155,7 @@ class Worker(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         await self.on_tick(0)
-        self.servers = [await loop.create_server(self._protocol, sock=self._own, backlog=BACKLOG)]
+        self.servers = [await loop.create_server(self._first_of_many, sock=self._own, backlog=BACKLOG)]
         for listener in self._admin:
             inside = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
             self.servers.append(await loop.create_server(inside, sock=listener))
@@ -175,11 +177,19 @@ class Worker(uvicorn.Server):
             config=config or self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
+    def _first_of_many(self) -> asyncio.Protocol:
+        """For a connection that the loop took. It takes one a turn (libuv since 1.45), and in long turns the others
+        would wait in the kernel, probes among them, until their clients give up: so we take them too."""
+        if self._accepting:
+            for connection in _accept_waiting([self._own], at_most=_AT_ONCE):
+                self._adopt(connection)
+        return self._protocol()
+
     def _help(self) -> None:
         """Take what waits in the queues of workers that are starting, stuck or gone."""
         if self._accepting:
             loop = asyncio.get_running_loop()
-            for connection in _accept_waiting(self._others, at_most=32):
+            for connection in _accept_waiting(self._others, at_most=_AT_ONCE):
                 self._adopt(connection)
             loop.call_later(_HELP_SECONDS, self._help)
 

@@ -80,8 +80,8 @@ class Server:
 class _Stateful:
     """An application with the state that ours have."""
 
-    def __init__(self, application: Any, **settings: Any) -> None:
-        self.state = SimpleNamespace(settings=load_settings(**settings), metrics=Metrics("test"))
+    def __init__(self, application: Any, more: dict[str, Any], **settings: Any) -> None:
+        self.state = SimpleNamespace(settings=load_settings(**settings), metrics=Metrics("test"), **more)
         self._application = application
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -90,9 +90,13 @@ class _Stateful:
 
 @asynccontextmanager
 async def serving(
-    application: Any, app_state: dict[str, Any] | None = None, **settings: Any
+    application: Any,
+    app_state: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Server]:
-    app = _Stateful(application, **settings)
+    """`more` is what else the application's own state has."""
+    app = _Stateful(application, more or {}, **settings)
     config = uvicorn.Config(app, http=HttpProtocol, log_config=None, lifespan="off")
     config.load()
     state = ServerState()

@@ -30,15 +30,15 @@ from .cors import Cors
 from .fast_path import FastPath
 
 # Long enough for every tracing system's ids, and nothing that a log or a header could be broken with.
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/-]{1,128}")
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:=+/-]{1,128}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
 TURNED_AWAY = "turned_away"
 """In the request's state when it was turned away at once, for the protocol to know."""
 # No answer is for guessing at, and no address of ours (it may name a task) is for the next site to know.
-_ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 # These libraries quote values (parameters, keys of rows, inputs) in their messages.
 _QUOTING = ("asyncpg", "sqlalchemy", "pydantic", "pydantic_core", "fastapi")
 
@@ -89,7 +89,7 @@ class RequestMiddleware:
         request_id = b""
         announced = 0
         for name, value in scope["headers"]:
-            if name == b"x-request-id" and _SANE_REQUEST_ID.fullmatch(value):
+            if name == b"x-request-id" and SANE_REQUEST_ID.fullmatch(value):
                 request_id = value
             elif name == b"content-length" and value.isdigit():
                 # Nineteen digits are more than any limit, and `int` refuses thousands of them.
@@ -131,7 +131,7 @@ class RequestMiddleware:
                 headers = [
                     *message.get("headers", ()),
                     (b"x-request-id", request_id),
-                    *_ON_EVERY_ANSWER,
+                    *ON_EVERY_ANSWER,
                     *shared,
                 ]
                 message = {**message, "headers": headers}
@@ -147,7 +147,7 @@ class RequestMiddleware:
         context = bind_contextvars(request_id=text_id)
         self._under_way += 1
         try:
-            if self._under_way > self.max_under_way and scope["path"] not in _PROBES:
+            if self._under_way > self.max_under_way and scope["path"] not in PROBES:
                 # What brought it is not read on for as long as it was asked to wait.
                 state[TURNED_AWAY] = True
                 await say(Overloaded("too-many-requests-under-way"))
@@ -182,7 +182,7 @@ class RequestMiddleware:
             self._under_way -= 1
             seconds = time.perf_counter() - started_at
             route = route_of(inner)
-            known = method if method in _METHODS else "OTHER"
+            known = method if method in METHODS else "OTHER"
             # No status at all is an application that returned without answering: the server says 500.
             self.metrics.request(known, route, status or 500, seconds)
             if TURNED_AWAY in state:
@@ -209,7 +209,7 @@ class RequestMiddleware:
         problem: RequestError | None,
         unexpected: BaseException | None,
     ) -> None:
-        if problem is None and unexpected is None and route not in _PROBES:
+        if problem is None and unexpected is None and route not in PROBES:
             lines.say(request_id, method, route, status, round(seconds * 1000, 3))
             return
         facts: dict[str, Any] = {
@@ -226,7 +226,7 @@ class RequestMiddleware:
             log.warning("request", **facts, cancelled=True)
         elif unexpected is not None or isinstance(problem, InternalFault):
             log.error("request", **facts, exception=traceback_of(unexpected or problem))
-        elif route in _PROBES:
+        elif route in PROBES:
             log.debug("request", **facts)
         else:
             log.info("request", **facts)

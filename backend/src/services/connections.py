@@ -23,7 +23,7 @@ from ..config.logging import get_logger
 from ..errors import ConfigurationError, Overloaded, Unavailable
 from . import hosts
 from .faults import Diagnosis, as_refusal, as_request_error, diagnose
-from .line import Line, NoProspect
+from .line import Forsaken, Line, NoProspect
 from .vitality import PoolObservation, Vitality
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Connections:
         # All of ours, lent or idle, and whether one may be lent again: not when it was open before a loss.
         self._ours: dict[Connection, bool] = {}
         self._reached = False
-        self._line = Line(limits.pool_size, limits.pool_wait_seconds)
+        self.line = Line(limits.pool_size, limits.pool_wait_seconds)
         self._healer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._last_exhaustion_log = float("-inf")
@@ -112,7 +112,7 @@ class Connections:
             await asyncio.wait(self._background, timeout=_DISCARD_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout(self.limits.command_timeout_seconds):
-                await self._line.emptied()
+                await self.line.emptied()
                 await asyncio.gather(*(one.close() for one in self._ours), return_exceptions=True)
         for connection in self._ours:
             connection.terminate()
@@ -135,7 +135,7 @@ class Connections:
             try:
                 connection = self._take_idle() or await self._open_connection(deadline)
             except BaseException as error:
-                self._line.leave()
+                self.line.leave()
                 if not isinstance(error, Exception):
                     raise
                 await self._could_not_connect(error, deadline)
@@ -158,7 +158,7 @@ class Connections:
             self.discard(connection)
             return
         self._idle.append(connection)
-        self._line.leave()
+        self.line.leave()
 
     def discard(self, connection: Connection) -> None:
         """Takes a connection back that saw trouble: it is closed, in the background, and never lent again."""
@@ -172,7 +172,7 @@ class Connections:
                 connection.terminate()
             finally:
                 self._ours.pop(connection, None)
-                self._line.leave()
+                self.line.leave()
 
         task = asyncio.create_task(close(), name="database-discard")
         self._background.add(task)
@@ -181,7 +181,7 @@ class Connections:
     @property
     def idle_available(self) -> bool:
         """Whether a caller would get its turn at once."""
-        return not self._line.full
+        return not self.line.full
 
     def lost(self, diagnosis: Diagnosis, *, waited_seconds: float | None = None) -> None:
         """A lent connection was lost. A statement unanswered for a command timeout (None), or for longer than the
@@ -202,7 +202,7 @@ class Connections:
 
     def observe(self) -> PoolObservation:
         opened = sum(not connection.is_closed() for connection in self._ours)
-        return PoolObservation(self.limits.pool_size, opened, self._line.inside, self._line.waiting)
+        return PoolObservation(self.limits.pool_size, opened, self.line.inside, self.line.waiting)
 
     async def _admit(self, deadline: float) -> None:
         since = self.vitality.outage_since
@@ -214,7 +214,9 @@ class Connections:
     async def _wait_in_line(self, deadline: float) -> None:
         try:
             # Waiting for the healer has a bound of its own, so this one begins here.
-            await self._line.enter(deadline - time.monotonic())
+            await self.line.enter(deadline - time.monotonic())
+        except Forsaken:
+            raise Overloaded("client-gone") from None
         except NoProspect:
             self._log_exhaustion()
             raise Overloaded("pool-exhausted") from None
@@ -223,7 +225,7 @@ class Connections:
         now = time.monotonic()
         if now - self._last_exhaustion_log >= 1.0:
             self._last_exhaustion_log = now
-            log.warning("database.pool_exhausted", size=self.limits.pool_size, waiting=self._line.waiting)
+            log.warning("database.pool_exhausted", size=self.limits.pool_size, waiting=self.line.waiting)
 
     async def _could_not_connect(self, error: Exception, deadline: float) -> None:
         """Returns when it is worth another try, raises what the caller is to be told otherwise."""
@@ -304,11 +306,11 @@ class Connections:
                 self._reached = True
             if self.idle_available:
                 # The connection stays open, so the first caller finds it so.
-                await self._line.enter(patience)
+                await self.line.enter(patience)
                 try:
                     connection = self._take_idle() or await self._open_connection(until)
                 except BaseException:
-                    self._line.leave()
+                    self.line.leave()
                     raise
                 try:
                     await self._greet(connection)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from ..config.database import ConnectionSettings
     from ..config.settings import Settings
+    from .line import Line
     from .metrics import DatabaseMetrics
 
 __all__ = ["Database", "Limits", "Observation", "PoolObservation", "Schema", "SchemaObservation"]
@@ -374,6 +375,11 @@ class Database:
     def pooler(self) -> str:
         """What stands between: `none`, `transaction`, `tracking`, or `auto` before the first connection."""
         return self._connections.pooler
+
+    @property
+    def line(self) -> Line:
+        """Where callers wait for a connection."""
+        return self._connections.line
 
     def observe(self) -> Observation:
         """What is known now, from evidence that is there already: sends nothing, opens nothing."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 # How much the newest gap counts: some dozen of them outweigh what was before.
@@ -20,12 +21,20 @@ class NoProspect(Exception):
     """Nobody would leave in time, or nobody did."""
 
 
+class Forsaken(NoProspect):
+    """Nobody waits any more for what this caller would have done."""
+
+
 class Line:
-    """`inside` is the number of callers who have a place."""
+    """`inside` is the number of callers who have a place, `places` bounds it.
+
+    `on_leaving` is called once, when the next caller leaves: for whoever keeps others from coming here too early.
+    """
 
     def __init__(self, places: int, patience_seconds: float) -> None:
         self.inside = 0
-        self._places = places
+        self.places = places
+        self.on_leaving: Callable[[], object] | None = None
         self._patience = patience_seconds
         # Whoever leaves hands his place to the first of these: it is never free while somebody waits.
         self._turns: OrderedDict[asyncio.Task[Any] | None, asyncio.Future[None]] = OrderedDict()
@@ -44,17 +53,18 @@ class Line:
     @property
     def full(self) -> bool:
         """Whether a caller would have to wait."""
-        return self.inside >= self._places
+        return self.inside >= self.places
 
     async def enter(self, seconds: float) -> None:
-        """Waits for a place, `seconds` or the line's patience at most. Raises `NoProspect`."""
-        if self.inside < self._places:
+        """Waits for a place, `seconds` or the line's patience at most. Raises `NoProspect`, of which
+        `Forsaken` is one."""
+        if self.inside < self.places:
             self.inside += 1
             return
         patience = min(self._patience, max(seconds, 0.0))
         if self._standing_since is None:
             self._standing_since = self._left_at = time.monotonic()
-        elif self.waiting >= self._places and self._expected_seconds() > patience:
+        elif self.waiting >= self.places and self._expected_seconds() > patience:
             raise NoProspect
         loop = asyncio.get_running_loop()
         caller = asyncio.current_task()
@@ -73,6 +83,9 @@ class Line:
             end.cancel()
 
     def leave(self) -> None:
+        if self.on_leaving is not None:
+            told, self.on_leaving = self.on_leaving, None
+            told()
         if not self._turns:
             self._standing_since, self._gap = None, 0.0
             self._free_a_place()
@@ -86,6 +99,12 @@ class Line:
                 turn.set_result(None)
                 return
         self._free_a_place()
+
+    def forsake(self, caller: asyncio.Task[Any]) -> None:
+        """Lets `caller` go with `Forsaken` where he waits here; elsewhere nothing happens."""
+        turn = self._turns.pop(caller, None)
+        if turn is not None and not turn.done():
+            turn.set_exception(Forsaken())
 
     async def emptied(self) -> None:
         """Waits until nobody has a place."""

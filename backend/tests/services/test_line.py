@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from src.services.line import Line, NoProspect
+from src.services.line import Forsaken, Line, NoProspect
 
 
 async def work(line: Line, seconds: float, done: list[int], number: int) -> None:
@@ -118,3 +118,49 @@ async def test_no_time_left_is_no_prospect() -> None:
     await line.enter(60)
     with pytest.raises(NoProspect):
         await line.enter(-1)
+
+
+async def test_who_is_forsaken_in_the_line_goes_at_once_and_nobody_else_does() -> None:
+    line = Line(1, 60)
+    await line.enter(60)
+    inside = asyncio.current_task()
+    assert inside is not None
+    first, forsaken, last = (asyncio.create_task(line.enter(60)) for _ in range(3))
+    await asyncio.sleep(0)
+    line.forsake(forsaken)
+    line.forsake(forsaken)
+    # Who is inside works, whoever waits for it or not.
+    line.forsake(inside)
+    with pytest.raises(Forsaken):
+        await forsaken
+    assert (line.inside, line.waiting) == (1, 2)
+    for task in (first, last):
+        line.leave()
+        await task
+    assert inside.cancelling() == 0
+    line.leave()
+    assert (line.inside, line.waiting, line.full) == (0, 0, False)
+
+
+async def test_who_is_forsaken_just_when_his_turn_has_come_keeps_it_and_gives_it_on() -> None:
+    line = Line(1, 60)
+    await line.enter(60)
+    forsaken, last = (asyncio.create_task(line.enter(60)) for _ in range(2))
+    await asyncio.sleep(0)
+    line.leave()
+    line.forsake(forsaken)
+    await forsaken
+    line.leave()
+    await last
+    line.leave()
+    assert (line.inside, line.waiting, line.full) == (0, 0, False)
+
+
+async def test_whoever_keeps_others_back_is_told_once_that_somebody_has_left() -> None:
+    line, told = Line(2, 60), list[int]()
+    for _ in range(2):
+        await line.enter(60)
+    line.on_leaving = lambda: told.append(1)
+    line.leave()
+    line.leave()
+    assert told == [1]
