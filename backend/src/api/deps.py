@@ -25,7 +25,7 @@ from ..services.metrics import Metrics
 from . import examples
 from .bodies import Strict
 from .conditions import EXCHANGE, Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
-from .pages import Asked, Listing, TaskQuery
+from .pages import Asked, Asking, Listing
 from .transfers import Spooled
 
 
@@ -148,10 +148,10 @@ ExchangeDep = Annotated[Repeat, Depends(IdempotencyHeader(EXCHANGE))]
 
 
 async def _listing(
-    request: Request, principal: PrincipalDep, asked: Annotated[TaskQuery, Depends(Asked())]
+    request: Request, principal: PrincipalDep, asking: Annotated[Asking, Depends(Asked())]
 ) -> Listing:
     path = cast(str, request.scope["path"])
-    return Listing(asked, path, principal.user_id, request.app.state.cursors)
+    return Listing(asking, path, principal.user_id, request.app.state.cursors)
 
 
 ListingDep = Annotated[Listing, Depends(_listing)]

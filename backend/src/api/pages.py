@@ -4,7 +4,8 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
@@ -45,6 +46,9 @@ def _instant(value: object) -> object:
         raise PydanticCustomError("datetime_parsing", "Not RFC 3339")
     return value
 
+
+# Of a query string that is remembered.
+_SHORT: Final = 200
 
 Instant = Annotated[Timestamp, BeforeValidator(_instant), Field(json_schema_extra={"format": "date-time"})]
 
@@ -91,70 +95,52 @@ class TaskPage(BaseModel):
     count: int | None = Field(description="The tasks of all pages, when asked for.")
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a query string asks for. `kept` are its parameters, but for the cursor, as the next page is asked for."""
+
+    first: PageQuery
+    cursor: str | None
+    kept: str
+
+
 class Listing:
     """One request for a page: the query that it comes to, and the answer to it."""
 
-    def __init__(self, asked: TaskQuery, path: str, owner: UUID, cursors: Cursors) -> None:
-        self._asked = asked
+    def __init__(self, asking: Asking, path: str, owner: UUID, cursors: Cursors) -> None:
+        self._asking = asking
         self._path = path
         self._owner = owner
         self._cursors = cursors
-        self._first = PageQuery(
-            limit=asked.limit,
-            sort=asked.sort,
-            descending=asked.order == "desc",
-            is_completed=asked.is_completed,
-            created_after=asked.created_after,
-            created_before=asked.created_before,
-            updated_after=asked.updated_after,
-            updated_before=asked.updated_before,
-            q=asked.q,
-            count=asked.count,
-        )
 
     def query(self) -> PageQuery:
         """Raises `Invalid` for a cursor that does not belong to this list."""
-        if self._asked.cursor is None:
-            return self._first
-        position = self._cursors.open(self._asked.cursor, self._owner, self._first)
-        return replace(self._first, after=position)
+        asking = self._asking
+        if asking.cursor is None:
+            return asking.first
+        position = self._cursors.open(asking.cursor, self._owner, asking.first)
+        return replace(asking.first, after=position)
 
     def answer(self, page: PageText) -> Response:
         headers = {"cache-control": "no-store"}
         following = "null"
         if page.has_more and page.last is not None:
-            cursor = self._cursors.seal(page.last, self._owner, self._first)
+            cursor = self._cursors.seal(page.last, self._owner, self._asking.first)
             following = f'"{cursor}"'
-            headers["link"] = f'<{self._path}?{self._again(cursor)}>; rel="next"'
+            headers["link"] = f'<{self._path}?{self._asking.kept}cursor={cursor}>; rel="next"'
         count = "null" if page.count is None else page.count
         body = f'{{"items":{page.items},"next_cursor":{following},"count":{count}}}'
         return Response(body, media_type="application/json", headers=headers)
-
-    def _again(self, cursor: str) -> str:
-        asked = self._asked.model_dump(mode="json", exclude_defaults=True, exclude={"cursor"})
-        texts = {
-            name: value if isinstance(value, str) else json.dumps(value) for name, value in asked.items()
-        }
-        return urlencode({**texts, "cursor": cursor})
 
 
 class Asked:
     """Reads a list's parameters: each once, none that is not known."""
 
-    async def __call__(self, request: Request) -> TaskQuery:
+    async def __call__(self, request: Request) -> Asking:
         # Starlette would read U+FFFD where no UTF-8 is, and something else would be looked for.
         text = request.scope["query_string"].decode("latin-1")
-        given = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
-        names = {name for name, _ in given}
-        if not names <= TaskQuery.model_fields.keys():
-            raise Invalid(faults=[InputFault("", "In the query: Has a parameter that is not known here.")])
-        if len(names) < len(given):
-            raise Invalid(faults=[InputFault("", "In the query: Has a parameter twice.")])
-        try:
-            return TaskQuery.model_validate(dict(given))
-        except ValidationError as error:
-            found = error.errors(include_url=False, include_input=False)
-        raise problems.invalid([{**fault, "loc": ("query", *fault["loc"])} for fault in found])
+        # First pages are asked for with few different texts, and over and over.
+        return _read(text) if "cursor" in text or len(text) > _SHORT else _read_once(text)
 
     def describe(self, operation: dict[str, Any]) -> None:
         schema = TaskQuery.model_json_schema()
@@ -164,3 +150,41 @@ class Asked:
             operation.setdefault("parameters", []).append(
                 {"name": name, "in": "query", "description": one["description"], "schema": kind}
             )
+
+
+def _read(text: str) -> Asking:
+    given = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
+    names = {name for name, _ in given}
+    if not names <= TaskQuery.model_fields.keys():
+        raise Invalid(faults=[InputFault("", "In the query: Has a parameter that is not known here.")])
+    if len(names) < len(given):
+        raise Invalid(faults=[InputFault("", "In the query: Has a parameter twice.")])
+    try:
+        asked = TaskQuery.model_validate(dict(given))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+    else:
+        return _asking(asked)
+    raise problems.invalid([{**fault, "loc": ("query", *fault["loc"])} for fault in found])
+
+
+# What is refused is not remembered: `lru_cache` keeps no exceptions.
+_read_once: Final = lru_cache(maxsize=512)(_read)
+
+
+def _asking(asked: TaskQuery) -> Asking:
+    first = PageQuery(
+        limit=asked.limit,
+        sort=asked.sort,
+        descending=asked.order == "desc",
+        is_completed=asked.is_completed,
+        created_after=asked.created_after,
+        created_before=asked.created_before,
+        updated_after=asked.updated_after,
+        updated_before=asked.updated_before,
+        q=asked.q,
+        count=asked.count,
+    )
+    told = asked.model_dump(mode="json", exclude_defaults=True, exclude={"cursor"})
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+    return Asking(first, asked.cursor, f"{urlencode(texts)}&" if texts else "")
