@@ -2,7 +2,8 @@
 
 Starting Python and importing is nine tenths of what a command costs. Here it is done once: each command then has a
 process, an environment, a working directory, streams and an exit code of its own, and shares nothing with the others.
-What this leaves out, the start itself, is claimed where commands are started anew: test_secrets does so with each.
+What this leaves out, the start itself, is claimed where commands are started anew: test_secrets does so with one of
+each group of commands.
 
 `Commands(backend, environment)` is the tests' side; run as a program, this file is the other.
 """
@@ -46,15 +47,18 @@ class Commands:
         theirs.close()
 
     def run(
-        self, *arguments: str, environment: Mapping[str, str], seconds: float
+        self, *arguments: str, environment: Mapping[str, str], seconds: float, typed: str = ""
     ) -> subprocess.CompletedProcess[str]:
+        """`typed` is what it finds on its standard input, which ends there."""
         with (
-            open(os.devnull, "rb") as nothing,
+            tempfile.TemporaryFile() as given,
             tempfile.TemporaryFile() as said,
             tempfile.TemporaryFile() as told,
         ):
+            given.write(typed.encode())
+            given.seek(0)
             request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
-            socket.send_fds(self._link, [request], [stream.fileno() for stream in (nothing, said, told)])
+            socket.send_fds(self._link, [request], [stream.fileno() for stream in (given, said, told)])
             self._link.settimeout(seconds)
             code = int(self._link.recv(LONGEST))
             said.seek(0)

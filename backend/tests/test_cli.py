@@ -52,12 +52,14 @@ class Installation:
         # Port 1 is nobody's: whatever runs on this machine is no part of these tests.
         return {**kept, "PORT": "1", **more}
 
-    def run(self, *arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, url: str | None = None, typed: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command in a process of its own, forked from one that has loaded the program."""
         if self._commands is None:
             self._commands = Commands(self.backend, self.environment())
         environment = self.environment(**({"DATABASE_URL": url} if url else {}), **more)
-        return self._commands.run(*arguments, environment=environment, seconds=SECONDS)
+        return self._commands.run(*arguments, environment=environment, seconds=SECONDS, typed=typed)
 
     def start(self, *arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         """The same with a start of its own, where Python's own part in it is claimed."""

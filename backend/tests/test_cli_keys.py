@@ -17,7 +17,7 @@ from src.services.identity import Identity, Principal
 from test_cli import Installation, fetch
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def installation() -> Iterator[Installation]:
     with open_directory() as directory, closing(Installation(directory)) as made:
         yield made

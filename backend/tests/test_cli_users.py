@@ -7,12 +7,14 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import jwt
 import pytest
 
+from conftest import open_directory
 from src.config.database import parse
 from src.config.settings import load_settings
 from src.errors import LogInFailed, Unauthenticated
@@ -22,23 +24,21 @@ from src.services import tasks
 from src.services.accounts import Accounts
 from src.services.database import Database
 from src.services.signing import SigningKeys
+from test_cli import Installation
 
 BACKEND = Path(__file__).resolve().parents[1]
 EMAIL = "ana@example.com"
 FIRST, SECOND = "seven small boats at noon", "eight large ships at dawn"
 
 
-def user(url: str, *words: str, typed: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m src user ...` from somewhere without a .env, with this on its standard input."""
-    return subprocess.run(
-        [sys.executable, "-m", "src", "user", *words],
-        env={**os.environ, "PYTHONPATH": str(BACKEND), "DATABASE_URL": url},
-        cwd="/",
-        input=typed if typed is not None else "",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+Ask = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[Ask]:
+    """`user(url, ...)`: `python -m src user ...` where no .env is, with what is `typed` on its standard input."""
+    with open_directory() as directory, closing(Installation(directory)) as installation:
+        yield lambda url, *words, typed="": installation.run("user", *words, url=url, typed=typed)
 
 
 def typed_at_a_terminal(url: str, *words: str, answers: list[str]) -> tuple[int, str]:
@@ -70,7 +70,7 @@ async def door() -> AsyncIterator[Accounts]:
 
 
 async def test_passwords_are_given_changed_and_accounts_disabled_and_enabled_by_command(
-    database_url: str, app_database_url: str, door: Accounts
+    user: Ask, database_url: str, app_database_url: str, door: Accounts
 ) -> None:
     async with Database(parse(app_database_url)) as database:
 
@@ -110,7 +110,7 @@ async def test_passwords_are_given_changed_and_accounts_disabled_and_enabled_by_
             await tasks.create(database, author, TaskCreate(title="c"))
 
 
-def test_a_password_is_asked_for_twice_and_never_shown(database_url: str) -> None:
+def test_a_password_is_asked_for_twice_and_never_shown(user: Ask, database_url: str) -> None:
     assert user(database_url, "create", EMAIL).returncode == 0
     code, seen = typed_at_a_terminal(database_url, "set-password", EMAIL, answers=[FIRST, FIRST])
     assert code == 0, seen
@@ -123,7 +123,9 @@ def test_a_password_is_asked_for_twice_and_never_shown(database_url: str) -> Non
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "short\n", "password123\n", "x" * 1025])
-def test_a_password_that_may_not_be_is_refused_without_being_shown(database_url: str, typed: str) -> None:
+def test_a_password_that_may_not_be_is_refused_without_being_shown(
+    user: Ask, database_url: str, typed: str
+) -> None:
     refused = user(database_url, "create", EMAIL, "--password", typed=typed)
     assert refused.returncode == 2, refused.stderr
     assert "password" in refused.stderr
@@ -131,7 +133,7 @@ def test_a_password_that_may_not_be_is_refused_without_being_shown(database_url:
 
 
 @pytest.mark.parametrize("command", ["set-password", "disable", "enable", "token"])
-def test_a_user_who_is_not_there_is_said_so(database_url: str, command: str) -> None:
+def test_a_user_who_is_not_there_is_said_so(user: Ask, database_url: str, command: str) -> None:
     refused = user(database_url, command, "nobody@example.com", typed=f"{FIRST}\n")
     assert refused.returncode == 1
     assert "There is no" in refused.stderr

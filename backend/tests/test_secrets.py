@@ -1,7 +1,8 @@
 """A database's password is found nowhere but where it belongs: in no output of any path, right or failing.
 
 Real processes, on a real PostgreSQL whose role has the canary as its password. They all start at once, as many as the
-machine likes, and each test judges one of them.
+machine likes, and each test judges one of them. Of each group of commands one has a start of its own; the others are
+forked from a process that has loaded the program (`forking`), which says no less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +34,7 @@ import typer
 import erring
 import leaks
 from conftest import open_directory
+from forking import Commands
 from leaks import CANARY
 from processes import copy_program, descendants
 from src.cli import app
@@ -64,6 +67,17 @@ class Stage:
         copy_program(self.backend)
         self.logs = root / "logs"
         self.logs.mkdir()
+        self._commands = Commands(self.backend, self.environment(""))
+        self._one_at_a_time = threading.Lock()
+
+    def close(self) -> None:
+        self._commands.close()
+
+    def forked(self, *arguments: str, url: str, **more: str) -> Ran:
+        """A command to its end, without a start of its own. `ps` shows of it what we wrote ourselves."""
+        with self._one_at_a_time:
+            done = self._commands.run(*arguments, environment=self.environment(url, **more), seconds=SECONDS)
+        return Ran(done.returncode, (done.stdout + done.stderr).encode(), " ".join(arguments).encode())
 
     def url(self, kind: str) -> str:
         port = self.server.port
@@ -318,7 +332,8 @@ def stage() -> Iterator[Stage]:
     options = {"log_statement": "all", "log_connections": "on", "log_error_verbosity": "verbose"}
     with open_directory() as directory, EmbeddedPostgres(directory / "data", options=options) as server:
         asyncio.run(prepare(server))
-        yield Stage(directory, server)
+        with contextlib.closing(Stage(directory, server)) as made:
+            yield made
 
 
 @pytest.fixture(scope="module")
@@ -328,14 +343,21 @@ def results(stage: Stage) -> Iterator[dict[str, Future[Ran]]]:
     assert first.code == 0, first.said
     assert leaks.found(first.everything) == []
 
-    def run(arguments: tuple[str, ...], kind: str, more: dict[str, str]) -> Ran:
+    # A start of its own has the first of each group, and whatever serves: it starts others.
+    firsts: dict[tuple[str, ...], str] = {}
+    for name, (arguments, *_) in COMMANDS.items():
+        firsts.setdefault(arguments[:3], name)
+
+    def run(name: str, arguments: tuple[str, ...], kind: str, more: dict[str, str]) -> Ran:
+        if arguments[:2] == ("-m", "src") and arguments != SERVE and firsts[arguments[:3]] != name:
+            return stage.forked(*arguments[2:], url=stage.url(kind), **more)
         program = [str(Path(erring.__file__)) if word == "ERRING" else word for word in arguments]
         return stage.run(*program, url=stage.url(kind), **more)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         under_way = {name: pool.submit(work, stage) for name, (work, _) in SERVICES.items()}
         for name, (arguments, kind, _, more) in COMMANDS.items():
-            under_way[name] = pool.submit(run, arguments, kind, more)
+            under_way[name] = pool.submit(run, name, arguments, kind, more)
         yield under_way
         pool.shutdown(cancel_futures=True)
 
