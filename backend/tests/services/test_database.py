@@ -13,7 +13,7 @@ from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from echoes import ECHO, SLEEP
-from src.config.database import ConnectionSettings, parse
+from src.config.database import ConnectionSettings, PoolerSetting, parse
 from src.errors import (
     Conflict,
     InternalFault,
@@ -29,6 +29,13 @@ from src.services.database import Database, Limits
 from src.services.statements import Statement
 
 PID = Statement("test.pid", lambda: sa.select(sa.func.pg_backend_pid()), repeatable=True)
+PREPARED = Statement(
+    "test.prepared",
+    lambda: sa.text(
+        "SELECT count(*) FROM pg_prepared_statements WHERE statement NOT LIKE '%prepared_statements%'"
+    ),
+    repeatable=True,
+)
 SERIES = Statement(
     "test.series",
     lambda: sa.select(sa.func.generate_series(1, sa.bindparam("n", type_=sa.Integer)).label("i")),
@@ -351,6 +358,47 @@ async def test_cancelled_callers_leak_nothing(small: Database, database_url: str
     )
     await watcher.close()
     assert busy == []
+
+
+@pytest.mark.parametrize("lent", ["statement", "transaction", "session"])
+async def test_a_connection_whose_caller_was_cancelled_in_mid_statement_is_never_lent_again(
+    connection_settings: ConnectionSettings, database_url: str, lent: str
+):
+    """What the server was asked to stop may meet the next caller's statement instead."""
+
+    async def sleep(database: Database) -> None:
+        if lent == "statement":
+            await database.value(SLEEP, seconds=60)
+        elif lent == "transaction":
+            async with database.transaction() as connection:
+                await connection.execute("SELECT pg_sleep(60)")
+        else:
+            async with database.session() as session:
+                await session.exec(text("SELECT pg_sleep(60)"))
+
+    async with Database(connection_settings, Limits(pool_size=1)) as database:
+        for _ in range(3):
+            pid = await database.value(PID)
+            caller = asyncio.create_task(sleep(database))
+            watcher = await asyncpg.connect(database_url)
+            asleep = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1"
+            while not await watcher.fetchval(asleep, pid):
+                await asyncio.sleep(0.01)
+            await watcher.close()
+            caller.cancel()
+            await asyncio.gather(caller, return_exceptions=True)
+            assert await database.value(PID) != pid
+
+
+@pytest.mark.parametrize(("pooler", "kept"), [("transaction", False), ("tracking", True), ("none", True)])
+async def test_l3_told_of_a_pooler_that_follows_no_prepared_statements_we_leave_none_on_the_server(
+    database_url: str, pooler: PoolerSetting, kept: bool
+):
+    """The next backend that such a pooler gives would not know them. `tests/services/test_pgbouncer.py` meets one."""
+    async with Database(parse(database_url, pooler=pooler), Limits(pool_size=1)) as database:
+        for _ in range(3):
+            assert await database.value(ECHO, x="x") == "x"
+        assert bool(await database.value(PREPARED)) is kept
 
 
 async def test_a_connection_killed_between_two_reads_is_replaced_unnoticed(

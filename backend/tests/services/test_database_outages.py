@@ -47,6 +47,7 @@ ADD_USER = Statement(
 COUNT_USERS = Statement("test.count", lambda: sa.select(sa.func.count()).select_from(User), repeatable=True)
 
 # Impatient, so that the tests are quick; the promises are written in terms of these.
+PID = Statement("test.pid", lambda: sa.select(sa.func.pg_backend_pid()), repeatable=True)
 QUICK = Limits(
     pool_size=3,
     pool_wait_seconds=1.0,
@@ -393,6 +394,31 @@ async def test_d6_too_many_connections_is_503_and_one_that_comes_free_is_used(
             await until(lambda: database.observe().status == "up")
             # One connection is all there is; the pool wants three and makes do.
             assert await asyncio.gather(*(database.value(ECHO, x="x") for _ in range(9))) == ["x"] * 9
+
+
+async def test_d6_a_further_connection_that_is_refused_is_no_loss_of_those_that_are_open(
+    private_postgres: Callable[..., EmbeddedPostgres],
+):
+    server = private_postgres(options={"max_connections": "6", "superuser_reserved_connections": "0"})
+    async with contextlib.AsyncExitStack() as stack, Database(parse(server.url), QUICK) as database:
+        pid = await database.value(PID)
+        others = [await asyncpg.connect(server.url) for _ in range(5)]
+        for other in others:
+            stack.push_async_callback(other.close)
+        known = set[str]()
+
+        async def watch() -> None:
+            while True:
+                known.add(database.observe().status)
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        # The pool wants three, two are refused, and take turns on the one there is.
+        slow = [asyncio.create_task(database.value(SLEEP, seconds=0.3)) for _ in range(3)]
+        await asyncio.gather(*slow)
+        assert await asyncio.gather(*(database.value(PID) for _ in range(9))) == [pid] * 9
+        watching.cancel()
+        assert known == {"up"}
 
 
 # Starting
