@@ -33,6 +33,8 @@ class Watch:
         self._since: float | None = None
         self._first: list[float | None] = [None] * len(askers)
         self._all = asyncio.Event()
+        # Set while somebody waits for a recovery: a line that slept on would make it look slower than it was.
+        self._awaited = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -44,6 +46,7 @@ class Watch:
         self._first = [None] * len(self._askers)
         self._all.clear()
         self._since = since
+        self._awaited.set()
         try:
             async with asyncio.timeout(seconds):
                 await self._all.wait()
@@ -51,6 +54,7 @@ class Watch:
             pass
         finally:
             self._since = None
+            self._awaited.clear()
         came = [moment - since for moment in self._first if moment is not None]
         return (min(came) if came else None), (max(came) if len(came) == len(self._askers) else None)
 
@@ -68,8 +72,21 @@ class Watch:
                     self._first[number] = now
                     if None not in self._first:
                         self._all.set()
-            waiting = self._since is not None and self._first[number] is None
-            await asyncio.sleep(_WATCHING_SECONDS if waiting else _IDLE_SECONDS)
+            if self._since is not None and self._first[number] is None:
+                await asyncio.sleep(_WATCHING_SECONDS)
+            else:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Until somebody begins to wait for a recovery, or for a while."""
+        if self._awaited.is_set():
+            await asyncio.sleep(_IDLE_SECONDS)
+            return
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                await self._awaited.wait()
+        except TimeoutError:
+            pass
 
     async def settle(self, seconds: float) -> int:
         """As clients do; gives how many could not be settled."""
