@@ -64,7 +64,7 @@ def answers_before_commit() -> None:
         except Exception:
             self._connections.discard(connection)
         else:
-            await self._connections.release(connection)
+            self._connections.release(connection)
 
     waiting: set[Any] = set()
     database.Database._run = run  # type: ignore[method-assign]
