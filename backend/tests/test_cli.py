@@ -30,7 +30,7 @@ from src.services.embedded import EmbeddedPostgres, running_url
 
 BACKEND = Path(__file__).resolve().parents[1]
 CANARY = "p%@:/ é"
-SECONDS = 60
+SECONDS = 100
 
 
 class Installation:

@@ -37,7 +37,7 @@ def run(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.Complet
         env=environment(tmp_path, **variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -63,7 +63,7 @@ async def serving(
     assert process.stderr is not None
     lines: list[str] = []
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not (match := re.search(r"running on (http://[\d.:]+)", lines[-1] if lines else "")):
                 line = (await process.stderr.readline()).decode()
                 assert line, lines
@@ -71,7 +71,7 @@ async def serving(
         async with httpx.AsyncClient(base_url=match[1]) as client:
             yield client, lines
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             lines += (await process.stderr.read()).decode().splitlines()
             await process.wait()
     finally:

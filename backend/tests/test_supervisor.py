@@ -481,7 +481,7 @@ class Load:
                     self.refused += 1
                     return
             try:
-                keep = await asyncio.wait_for(self._ask(*streams), 10)
+                keep = await asyncio.wait_for(self._ask(*streams), 60)
                 self.answered += 1
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 keep = False
@@ -536,7 +536,7 @@ async def test_sighup_renews_every_worker_without_losing_a_request(service: Make
     await asyncio.to_thread(until, renewed)
     await asyncio.sleep(0.3)
     load.stopped = True
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
     assert (load.failures, load.refused) == ([], 0)
     assert len(one.events("serving")) == 1
 

@@ -241,7 +241,7 @@ async def test_d3_a_frozen_server_is_not_ready_within_the_budget_while_the_proce
         started = time.monotonic()
         alive = await client.get("/livez")
         health = await client.get("/health")
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 0.9 * settings.database_command_timeout_seconds
         server.thaw()
         again = await until(client, 200)
     assert ready.json() == {"status": "not_ready", "database": "down", "reason": "timeout"}

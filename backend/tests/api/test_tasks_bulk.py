@@ -284,7 +284,7 @@ async def test_an_export_waits_for_its_reader_and_ends_with_them(
                 await asyncio.Event().wait()
 
         exporting = asyncio.create_task(spoken(app, ana, "GET", EXPORT, receive, send=send))
-        await asyncio.wait_for(stuck.wait(), 20)
+        await asyncio.wait_for(stuck.wait(), 60)
         seen = taken
         await asyncio.sleep(0.2)
         assert taken == seen < 4_000_000
@@ -292,10 +292,10 @@ async def test_an_export_waits_for_its_reader_and_ends_with_them(
         assert (other.status_code, slug(other)) == (429, "too-many-requests")
         assert app.state.database.observe().pool.in_use == 1
         gone.set()
-        sent = await asyncio.wait_for(exporting, 20)
+        sent = await asyncio.wait_for(exporting, 60)
         assert sent[0]["status"] == 200
         assert not any(message.get("more_body") is False for message in sent[1:])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while app.state.database.observe().pool.in_use:
                 await asyncio.sleep(0.01)
         whole = await ana.ask("GET", EXPORT)
@@ -345,7 +345,7 @@ async def test_an_export_whose_reader_stalls_but_stays_ends(
             if message.get("body"):
                 await asyncio.Event().wait()
 
-        sent = await asyncio.wait_for(spoken(app, ana, "GET", EXPORT, stay, send=send), 20)
+        sent = await asyncio.wait_for(spoken(app, ana, "GET", EXPORT, stay, send=send), 60)
         assert not any(message.get("more_body") is False for message in sent[1:])
         assert (await ana.ask("GET", EXPORT)).status_code == 200
     assert "export-stalled" in log.text

@@ -147,7 +147,7 @@ async def test_a_withdrawn_key_is_believed_no_longer_also_where_it_was_remembere
             asked = len(server.asked)
             watch.now += FRESH_SECONDS + 1
             assert await outcome(identity, issuer.bearer("second", sub=f"user-{asked}")) == "ok"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(server.asked) == asked or identity._published[0]._flight is not None:
                     await asyncio.sleep(0.01)
 
@@ -168,8 +168,8 @@ async def test_old_keys_are_looked_at_again_without_anybody_waiting(
         assert await outcome(identity, issuer.bearer()) == "ok"
         watch.now += FRESH_SECONDS + 1
         server.held.clear()
-        assert await asyncio.wait_for(outcome(identity, issuer.bearer(sub="bob")), 2) == "ok"
-        async with asyncio.timeout(10):
+        assert await asyncio.wait_for(outcome(identity, issuer.bearer(sub="bob")), 30) == "ok"
+        async with asyncio.timeout(60):
             while len(server.asked) < 2:
                 await asyncio.sleep(0.01)
         assert len(server.asked) == 2
@@ -332,7 +332,7 @@ async def test_a_bad_answer_is_given_up_in_bounded_time_and_memory(
     monkeypatch.setattr(fetching, "SECONDS", 1.0)
     server.answer = answer
     with pytest.raises(FetchFailed) as caught:
-        await asyncio.wait_for(Fetcher().fetch(server.url), 10)
+        await asyncio.wait_for(Fetcher().fetch(server.url), 60)
     assert caught.value.reason == reason
 
 
@@ -371,7 +371,7 @@ async def test_nobody_else_waits_for_a_slow_issuer(issuer: Issuer, server: JwksS
         slow = asyncio.create_task(outcome(identity, issuer.bearer()))
         mine = identity.signing.mint(user_id=_SOMEBODY, email=None, lifetime_seconds=60)
         for _ in range(20):
-            assert await asyncio.wait_for(outcome(identity, f"Bearer {mine}"), 2) == "ok"
+            assert await asyncio.wait_for(outcome(identity, f"Bearer {mine}"), 30) == "ok"
             await asyncio.sleep(0.005)
         assert not slow.done()
         # Who gives up waiting takes the fetch from nobody else.

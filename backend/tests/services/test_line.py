@@ -108,7 +108,7 @@ async def test_who_hangs_up_in_the_moment_of_his_turn_passes_it_on() -> None:
     line.leave()
     first.cancel()
     await asyncio.wait([first])
-    await asyncio.wait_for(second, 5)
+    await asyncio.wait_for(second, 60)
     line.leave()
     assert (line.inside, line.waiting, line.full) == (0, 0, False)
 

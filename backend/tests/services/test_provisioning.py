@@ -199,7 +199,7 @@ async def test_a_deletion_waited_for_is_seen(wide: Database, owner: asyncpg.Conn
     await holding.start()
     await owner.execute("INSERT INTO users (id, email) VALUES ($1, $2)", ada.user_id, ada.email)
     waiting = asyncio.create_task(write(wide, ada))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
             await asyncio.sleep(0.01)
     await owner.execute("DELETE FROM users WHERE id = $1", ada.user_id)

@@ -163,7 +163,7 @@ async def test_neither_who_migrates_nor_who_waits_holds_up_an_index_build(
     async def build_and_run(*arguments: Any) -> tuple[str, ...]:
         while not said:
             await asyncio.sleep(0.02)
-        await asyncio.wait_for(looker.execute("CREATE INDEX CONCURRENTLY ON big (id)"), 20)
+        await asyncio.wait_for(looker.execute("CREATE INDEX CONCURRENTLY ON big (id)"), 60)
         return await run(*arguments)
 
     monkeypatch.setattr(schema, "_run", build_and_run)

@@ -262,7 +262,7 @@ async def test_n5_a_lost_answer_to_commit_is_unknown_and_a_key_makes_the_repeat_
 async def _committing(database: Database) -> None:
     """Until somebody's COMMIT is under way."""
     busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         counted = 0
         while not counted:
             async with database.transaction() as connection:

@@ -52,7 +52,7 @@ async def many(database: Database, author: Known, count: int) -> None:
 
 async def settle(database: Database) -> None:
     """Until every connection is back."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while database.observe().pool.in_use:
             await asyncio.sleep(0.01)
 
@@ -312,7 +312,7 @@ async def test_l2_exports_and_imports_cancelled_at_any_moment_leak_nothing(
         assert before is not None
         assert (after - before) % 6_000 == 0
         assert len((await exported(service, ada)).splitlines()) == after
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await _in_transaction(database):
                 await asyncio.sleep(0.05)
 

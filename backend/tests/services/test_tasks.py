@@ -404,7 +404,7 @@ async def test_n5_a_create_whose_outcome_stays_unknown_is_never_said_not_to_be_s
                 await tasks.create(database, ada, new, idempotency=key)
             assert caught.value.retry_after_seconds == seconds
             proxy.accept()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not database.observe().ready:
                     await asyncio.sleep(0.05)
         again = await tasks.create(database, ada, new, idempotency=a_key())
