@@ -25,6 +25,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ..errors import NestedAcquisition, OutcomeUnknown, RequestError, Unavailable
 from ..models.base import make_engine
+from .asking import rows_of
 from .connections import Connection, Connections, Limits
 from .faults import Diagnosis, Repeat, as_request_error, concerns_database, diagnose
 from .health import Health, Schema
@@ -145,21 +146,20 @@ class Database:
 
     async def value(self, statement: Statement, **values: Any) -> Any:
         """The first column of the first row, None when there is none."""
-        row = await self._run(statement, values, "fetchrow")
-        return None if row is None else row[0]
+        rows = await self._run(statement, values, 1)
+        return rows[0][0] if rows else None
 
     async def row(self, statement: Statement, **values: Any) -> asyncpg.Record | None:
         """The first row, None when there is none."""
-        row: asyncpg.Record | None = await self._run(statement, values, "fetchrow")
-        return row
+        rows = await self._run(statement, values, 1)
+        return rows[0] if rows else None
 
     async def rows(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:
         """All rows."""
-        rows: list[asyncpg.Record] = await self._run(statement, values, "fetch")
-        return rows
+        return await self._run(statement, values, 0)
 
-    async def _run(self, statement: Statement, values: dict[str, Any], fetch: str) -> Any:
-        """Runs one autocommitted statement within one deadline.
+    async def _run(self, statement: Statement, values: dict[str, Any], most: int) -> list[asyncpg.Record]:
+        """Runs one autocommitted statement within one deadline, for the first `most` rows, or all for 0.
 
         Repeated where that can do no harm: nothing was sent, the server rolled it back, or the statement is
         repeatable. A write that was sent and lost its answer raises `OutcomeUnknown`, also when what was lost
@@ -182,7 +182,7 @@ class Database:
             left = max(deadline - time.monotonic(), 0.001)
             bound = min(left, statement.within_seconds or left)
             try:
-                result = await getattr(connection, fetch)(statement.sql, *arguments, timeout=bound)
+                result = await rows_of(connection, statement.sql, arguments, most, bound)
             except Exception as error:
                 if bound < left and isinstance(error, TimeoutError):
                     # The server is asked to stop it. That it took long says nothing against the server.

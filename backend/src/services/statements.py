@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ClauseElement
@@ -59,7 +60,13 @@ class Statement:
         """The text with `$1, $2, ...`, led by a comment that names the statement in the server's logs."""
         return self._compiled[0]
 
+    @cached_property
+    def _in_order(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+        names = self._compiled[1]
+        # Of one name `itemgetter` makes no tuple, and of none it makes nothing.
+        return itemgetter(*names) if len(names) > 1 else lambda values: tuple(values[name] for name in names)
+
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of the text's placeholders; a missing one raises `KeyError`."""
-        _, names, constants = self._compiled
-        return tuple(values[name] if name in values else constants[name] for name in names)
+        constants = self._compiled[2]
+        return self._in_order({**constants, **values} if constants else values)

@@ -16,6 +16,7 @@ from typing import Any
 from src.api import problems
 from src.errors import OutcomeUnknown, RequestError, Unavailable
 from src.services import connections, database, idempotency, identity, task_pages, task_rows, tasks
+from src.services.asking import rows_of
 from src.services.faults import Repeat, as_request_error, diagnose
 from src.worker import Worker
 
@@ -40,15 +41,14 @@ BREAKAGES["nothing"] = nothing
 def answers_before_commit() -> None:
     original = database.Database._run
 
-    async def run(self: Any, statement: Any, values: Any, fetch: str) -> Any:
+    async def run(self: Any, statement: Any, values: Any, most: int) -> Any:
         if not statement.writes:
-            return await original(self, statement, values, fetch)
+            return await original(self, statement, values, most)
         connection = await self._connections.acquire(time.monotonic() + 2.5)
         try:
             await connection.execute("BEGIN")
-            result = await getattr(connection, fetch)(
-                statement.sql, *statement.arguments(values), timeout=2.5
-            )
+            arguments = statement.arguments(values)
+            result = await rows_of(connection, statement.sql, arguments, most, 2.5)
         except Exception as error:
             self._connections.discard(connection)
             raise as_request_error(diagnose(error), sent=True, writing=True) from None
