@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,20 @@ class Commands:
         ):
             given.write(typed.encode())
             given.seek(0)
-            request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
-            socket.send_fds(self._link, [request], [stream.fileno() for stream in (given, said, told)])
-            self._link.settimeout(seconds)
-            code = int(self._link.recv(LONGEST))
+            streams = [stream.fileno() for stream in (given, said, told)]
+            code = self.run_on(streams, *arguments, environment=environment, seconds=seconds)
             said.seek(0)
             told.seek(0)
             return subprocess.CompletedProcess(arguments, code, said.read().decode(), told.read().decode())
+
+    def run_on(
+        self, streams: Sequence[int], *arguments: str, environment: Mapping[str, str], seconds: float
+    ) -> int:
+        """The exit code of one that has these three descriptors for its streams."""
+        request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
+        socket.send_fds(self._link, [request], list(streams))
+        self._link.settimeout(seconds)
+        return int(self._link.recv(LONGEST))
 
     def close(self) -> None:
         self._link.close()
@@ -99,8 +106,10 @@ def command(request: dict[str, Any], descriptors: list[int]) -> int:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["environment"])
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    # Those of the process that we were forked from remember what they were: files, or a terminal.
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     sys.argv = ["src", *request["arguments"]]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from src.cli import main as run

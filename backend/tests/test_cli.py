@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -39,11 +41,14 @@ class Installation:
     def __init__(self, root: Path) -> None:
         self.backend = root / "a clone" / "backend"
         copy_program(self.backend)
-        self._commands: Commands | None = None
+
+    @cached_property
+    def commands(self) -> Commands:
+        return Commands(self.backend, self.environment())
 
     def close(self) -> None:
-        if self._commands is not None:
-            self._commands.close()
+        if "commands" in vars(self):
+            self.commands.close()
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {
@@ -56,10 +61,8 @@ class Installation:
         self, *arguments: str, url: str | None = None, typed: str = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
         """A command in a process of its own, forked from one that has loaded the program."""
-        if self._commands is None:
-            self._commands = Commands(self.backend, self.environment())
         environment = self.environment(**({"DATABASE_URL": url} if url else {}), **more)
-        return self._commands.run(*arguments, environment=environment, seconds=SECONDS, typed=typed)
+        return self.commands.run(*arguments, environment=environment, seconds=SECONDS, typed=typed)
 
     def start(self, *arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         """The same with a start of its own, where Python's own part in it is claimed."""
@@ -77,25 +80,26 @@ class Installation:
     def run_on_terminal(self, *arguments: str, url: str, **more: str) -> str:
         """What a person sees: both streams on one terminal."""
         ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "src", *arguments],
-            cwd=self.backend,
-            env=self.environment(DATABASE_URL=url, TERM="xterm", **more),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-        )
-        os.close(theirs)
-        seen = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                seen += chunk
-        except OSError:
-            pass  # The other end is closed: Linux says so by EIO.
-        finally:
-            os.close(ours)
-        process.wait(SECONDS)
-        return seen.decode()
+        environment = self.environment(DATABASE_URL=url, TERM="xterm", **more)
+        with ThreadPoolExecutor(1) as other:
+            seen = other.submit(_until_closed, ours)
+            try:
+                self.commands.run_on([theirs] * 3, *arguments, environment=environment, seconds=SECONDS)
+            finally:
+                os.close(theirs)
+            return seen.result().decode()
+
+
+def _until_closed(terminal: int) -> bytes:
+    seen = b""
+    try:
+        while chunk := os.read(terminal, 65536):
+            seen += chunk
+    except OSError:
+        pass  # The other end is closed: Linux says so by EIO.
+    finally:
+        os.close(terminal)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -658,18 +662,9 @@ def test_many_tasks_come_from_standard_input_and_a_person_sees_how_far_it_is(
 ) -> None:
     assert installation.run("user", "create", "ana@example.com", url=database_url).returncode == 0
     many = "".join(f'{{"title":"{number}"}}\n' for number in range(5000))
-    command = [sys.executable, "-m", "src", "task", "import", "-", "ana@example.com"]
-    environment = installation.environment(DATABASE_URL=database_url)
-    piped = subprocess.run(
-        command,
-        cwd=installation.backend,
-        env=environment,
-        input=many.encode(),
-        capture_output=True,
-        timeout=SECONDS,
-    )
-    assert (piped.returncode, piped.stdout) == (0, b"")
-    assert piped.stderr == b"Added 5000 tasks to ana@example.com.\n"
+    piped = installation.run("task", "import", "-", "ana@example.com", url=database_url, typed=many)
+    assert (piped.returncode, piped.stdout) == (0, "")
+    assert piped.stderr == "Added 5000 tasks to ana@example.com.\n"
     source = tmp_path / "many"
     source.write_text(many)
     seen = installation.run_on_terminal("task", "import", str(source), "ana@example.com", url=database_url)
@@ -683,7 +678,7 @@ def test_many_tasks_come_from_standard_input_and_a_person_sees_how_far_it_is(
     head = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m src task export ana@example.com | head -n 2"],
         cwd=installation.backend,
-        env=environment,
+        env=installation.environment(DATABASE_URL=database_url),
         capture_output=True,
         text=True,
         timeout=SECONDS,
