@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import heapq
+import itertools
 import os
 import pickle
 import random
@@ -28,8 +30,7 @@ from .load import Plan, Source
 
 TICK_SECONDS: Final = 0.002
 """Whoever is due since the last tick comes with the next: what it adds to his time is the load's own fault."""
-REST_SECONDS: Final = 1.0
-PROBE_SECONDS: Final = 0.05
+PROBE_SECONDS: Final = 0.2
 PROBES: Final = ("/livez", "/readyz")
 
 
@@ -76,6 +77,8 @@ class _Person(asyncio.Protocol):
         self.request: bytes | None = None
         self.due = 0.0
         self.waiting = False
+        self.rest = 1.0
+        self.status = b""
         self._head = b""
         self._left = 0
 
@@ -111,6 +114,9 @@ class _Person(asyncio.Protocol):
             at = head.find(b"\r\ncontent-length:")
             stop = head.find(b"\r\n", at + 2)
             self._left = int(head[at + 17 : stop if stop >= 0 else end]) - (len(data) - end - 4)
+            if self.status == b"503":
+                at = head.find(b"\r\nretry-after:") + 14
+                self.rest = float(head[at : head.find(b"\r\n", at)])
         if not self._left and self.waiting:
             self.waiting = False
             self.crowd.answered(self, self.status)
@@ -128,7 +134,8 @@ class _Crowd:
         self._chance = random.Random(plan.seed)
         self._source = Source(plan, self._chance)
         self._free: list[_Person] = []
-        self._resting: deque[tuple[float, _Person]] = deque()
+        self._resting: list[tuple[float, int, _Person]] = []
+        self._order = itertools.count()
         self._waiting: deque[tuple[float, _Person]] = deque()
         self._open = 0
         self._opening: set[asyncio.Task[None]] = set()
@@ -153,7 +160,7 @@ class _Crowd:
         # Those who still wait keep the server busy, but count no more.
         for _, person in self._waiting:
             person.leave()
-        for person in [*self._free, *(person for _, person in self._resting)]:
+        for person in [*self._free, *(person for _, _, person in self._resting)]:
             person.leave()
         await asyncio.gather(*self._opening, return_exceptions=True)
 
@@ -190,7 +197,7 @@ class _Crowd:
                 self.outcome.gave_up += 1
                 person.leave()
         while self._resting and self._resting[0][0] <= now:
-            self._free.append(self._resting.popleft()[1])
+            self._free.append(heapq.heappop(self._resting)[2])
 
     def answered(self, person: _Person, status: bytes) -> None:
         now = time.perf_counter()
@@ -201,7 +208,7 @@ class _Crowd:
             self._free.append(person)
         elif status == b"503":
             self.outcome.refused.append(now - person.due)
-            self._resting.append((now + REST_SECONDS, person))
+            heapq.heappush(self._resting, (now + person.rest, next(self._order), person))
         else:
             self.outcome.errors[status.decode("latin-1")] += 1
             self._free.append(person)

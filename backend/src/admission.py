@@ -39,6 +39,9 @@ _SHARE: Final = 0.5
 _SEEN_SECONDS: Final = 0.25
 _NEWEST: Final = 1 / 16
 _ID: Final = "-id-"
+# With so many refusals a second whoever is refused is asked to stay away for a second longer, and so on.
+_REFUSALS: Final = 400.0
+_LONGEST_REST: Final = 8
 _PROBES: Final = frozenset(path.encode() for path in PROBES)
 
 log = get_logger("groundwork.http")
@@ -53,6 +56,8 @@ class Request(Protocol):
 
 class Door:
     """One for a worker. `tasks` are the requests under way and `most` bounds them; `line` is in front of the database.
+
+    `rest_seconds` is for how long those who are turned away are asked to stay away.
 
     Nobody is let in who would wait here for half of `patience_seconds`.
     """
@@ -78,11 +83,17 @@ class Door:
         self._since = self._began_at = 0.0
         self._gap = 0.0
         self._begun = 0
+        self.rest_seconds = 1
+        self._refusals_a_second = 0.0
         self._turned_away = 0
         self._told_at = float("-inf")
         self._prefix = os.urandom(8).hex().encode()
         self._count = itertools.count(1)
-        error = Overloaded("too-many-requests")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What all refusals have in common."""
+        error = Overloaded("too-many-requests", retry_after_seconds=self.rest_seconds)
         before, after = problems.body_of(error, _ID).split(_ID.encode())
         self._body = before, after
         fixed = {**problems.headers_of(error), "content-type": problems.MEDIA_TYPE}
@@ -218,4 +229,13 @@ class Door:
         now = time.perf_counter()
         if now - self._told_at >= 1.0:
             log.warning("requests.turned_away", count=self._turned_away, under_way=len(self._tasks))
+            self._spread_out(self._turned_away / (now - self._told_at))
             self._turned_away, self._told_at = 0, now
+
+    def _spread_out(self, refusals_a_second: float) -> None:
+        """Each refusal takes from the work: the more there are, the longer those refused are to stay away."""
+        self._refusals_a_second += (refusals_a_second - self._refusals_a_second) / 2
+        rest = min(1 + int(self._refusals_a_second / _REFUSALS), _LONGEST_REST)
+        if rest != self.rest_seconds:
+            self.rest_seconds = rest
+            self._prepare()

@@ -29,9 +29,6 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 MAX_PIPELINED = 64
 """Requests that may wait on one connection for the answers to those before them."""
-HOLD_SECONDS = 1.0
-"""How long a connection is not read after a request of it was turned away: what its Retry-After says, or until the door
-is open again."""
 _VERSIONS = ("1.1", "1.0")
 # A socket that is closed over unread input is reset, and the reset may overtake the answer: read on for a while.
 _LINGER_SECONDS = 1.0
@@ -129,14 +126,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     def look(self, now: float) -> None:
         """Ends the connection when its client is late. Nobody waits for what we ourselves hold up."""
-        if self._leaves_its_answers(now):
+        if self._held_until is not None:
+            # As long as its Retry-After says, or until the door is open again.
+            if now >= self._held_until or not self._door.is_closed():
+                self._held_until = None
+                self._since = now
+                self.flow.resume_reading()
+        elif self._leaves_its_answers(now):
             self.cut("stalled")
         elif self._refused or self.transport.is_closing():
             return
         elif self.flow.read_paused:
-            if self._held_until is not None and (now >= self._held_until or not self._door.is_closed()):
-                self._held_until = None
-                self.flow.resume_reading()
             self._since, self._stretch = now, None
         elif self._awaits is Awaits.HEAD:
             if now - self._since > self._watch.bounds.head_seconds:
@@ -299,7 +299,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _hold(self) -> None:
         """Whoever does not wait as he was asked would keep us busy with turning him away."""
         self._since = self.loop.time()
-        self._held_until = self._since + HOLD_SECONDS
+        self._held_until = self._since + self._door.rest_seconds
         self.flow.pause_reading()
 
     def _refuse(self, error: RequestError) -> None:

@@ -6,6 +6,7 @@ What is asserted is who begins, in which order, and who is told what; never how 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -287,3 +288,24 @@ async def test_r4_whose_client_hangs_up_while_he_stands_in_the_line_does_not_tak
         line.leave()
         assert (await staying.answer())[0] == 200
     assert outcomes == ["forsaken", "served"]
+
+
+async def test_the_more_are_turned_away_the_longer_they_are_asked_to_stay_away() -> None:
+    one = door()
+
+    def asked() -> int:
+        said = one.refusal(b"GET", [], [], keep=True)
+        found = re.search(rb"\r\nretry-after: (\d+)\r\n", said)
+        assert found is not None
+        return int(found[1])
+
+    assert asked() == 1
+    async with asyncio.timeout(60):
+        while asked() == 1:
+            for _ in range(2_000):
+                asked()
+            await asyncio.sleep(0.1)
+        assert asked() == one.rest_seconds <= 8
+        # Who is refused alone a while later is asked for no more than a second.
+        while asked() > 1:
+            await asyncio.sleep(1.05)

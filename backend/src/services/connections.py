@@ -36,8 +36,9 @@ else:
 
 log = get_logger(__name__)
 
-# Seconds between two attempts of the healer: quick at first, slow after a while, slower where refused.
-_QUICK, _SLOW, _REFUSED, _QUICK_FOR = 0.12, 1.0, 0.6, 30.0
+# Seconds between two attempts of the healer: eager while callers may still wait for it, later slow, or if refused.
+_EAGER, _QUICK, _SLOW, _REFUSED = 0.05, 0.12, 1.0, 0.6
+_EAGER_FOR, _QUICK_FOR = 3.0, 30.0
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
 # After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
@@ -267,7 +268,7 @@ class Connections:
 
     async def _heal(self, tried: asyncio.Event | None = None) -> None:
         """Tries until the database is reached. `tried` is set after the first attempt, which may be refused."""
-        attempt, pause, late_at = 0, 0.0, time.monotonic() + _QUICK_FOR
+        attempt, pause, began = 0, 0.0, time.monotonic()
         while not self._closing:
             first = tried is not None and not tried.is_set()
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
@@ -279,7 +280,9 @@ class Connections:
                 diagnosis = diagnose(error)
                 self._count(diagnosis)
                 self.vitality.failure(diagnosis.reason, "connect")
-                pause = _SLOW if time.monotonic() > late_at else _REFUSED if diagnosis.fatal else _QUICK
+                quickest = _QUICK if time.monotonic() - began > _EAGER_FOR else _EAGER
+                late = time.monotonic() - began > _QUICK_FOR
+                pause = _SLOW if late else _REFUSED if diagnosis.fatal else quickest
                 if first and isinstance(error, ConfigurationError):
                     raise  # a certificate file that cannot be read: the message names it
                 if first and diagnosis.fatal:

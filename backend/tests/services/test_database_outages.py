@@ -423,6 +423,30 @@ async def test_d6_a_further_connection_that_is_refused_is_no_loss_of_those_that_
         assert known == {"up"}
 
 
+async def test_however_many_wait_one_healer_alone_asks_a_database_that_is_not_there():
+    asked = 0
+
+    async def turn_away(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.close()
+
+    nobody = await asyncio.start_server(turn_away, "127.0.0.1", 0)
+    port = nobody.sockets[0].getsockname()[1]
+    began = time.monotonic()
+    async with (
+        nobody,
+        Database(parse(f"postgresql://a:b@127.0.0.1:{port}/c?sslmode=disable"), QUICK) as database,
+    ):
+        for _ in range(3):
+            callers = [database.value(ECHO, x="x") for _ in range(100)]
+            outcomes = await asyncio.gather(*callers, return_exceptions=True)
+            assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+            await asyncio.sleep(0.5)
+        # One after the other, with a pause of 50 ms or of a quarter less between them.
+        assert 1 < asked <= 2 + (time.monotonic() - began) / 0.0375
+
+
 # Starting
 
 
