@@ -18,7 +18,9 @@ import subprocess
 import tempfile
 import threading
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,13 +69,25 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[variable]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what their module has made stay together in one process; the others go to whoever is free."""
-    for item in items:
-        made = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
-        if any(fixture[-1].scope == "module" for fixture in made):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share what their module has made stay together in one process; the others go to whoever is free.
+
+    xdist's own groups are marks that it writes into the ids of tests, which pytest 9.2 no longer lets it do.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if _shares(config.rootpath / file) else nodeid
+
+    return Together(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+@cache
+def _shares(module: Path) -> bool:
+    return 'scope="module"' in module.read_text()
 
 
 def pytest_collection_finish() -> None:
@@ -97,7 +111,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+_RAN_BY: defaultdict[str, set[str]] = defaultdict(set)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if hasattr(report, "worker_id"):
+        _RAN_BY[report.nodeid.partition("::")[0]].add(report.worker_id)
+
+
+def _torn(config: pytest.Config) -> list[str]:
+    """Modules that made several times what their tests were to share."""
+    if not config.pluginmanager.has_plugin("dsession"):
+        return []
+    return [file for file, ran in _RAN_BY.items() if len(ran) > 1 and _shares(config.rootpath / file)]
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if _torn(session.config) and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if os.environ.get(_NO_SKIPS) and exitstatus == pytest.ExitCode.OK and _counts(session.config)["skipped"]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -105,6 +136,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     counts = _counts(config)
     terminalreporter.write_line(f"{counts['run']} tests were run, {counts['skipped']} skipped.")
+    for file in _torn(config):
+        terminalreporter.write_line(f"{file} was run by several processes: it counts as failed.", red=True)
     if os.environ.get(_NO_SKIPS) and counts["skipped"]:
         terminalreporter.write_line("A skipped test proves nothing: this run counts as failed.", red=True)
 
