@@ -56,3 +56,10 @@ def descendants(pid: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             found.append(psutil.Process(number))
     return found
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Nothing, once it has ended: it may do so while it is looked at."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []

@@ -26,7 +26,7 @@ import pytest
 from clusters import Proxy, at
 from conftest import open_directory
 from forking import Commands
-from processes import copy_program
+from processes import command_line, copy_program
 from src import cli
 from src.services.embedded import EmbeddedPostgres, running_url
 
@@ -442,17 +442,10 @@ def test_verify_without_a_database_starts_one_and_stops_it(installation: Install
         assert "started for this" in first.stderr
         assert running_url(data) is None
         assert not [
-            process.pid for process in psutil.process_iter() if str(data) in " ".join(_arguments(process))
+            process.pid for process in psutil.process_iter() if str(data) in " ".join(command_line(process))
         ]
         # The data stays, and is good for another time.
         assert installation.run("verify", DATA_DIRECTORY=str(data)).returncode == 0
-
-
-def _arguments(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def test_commands_attach_to_the_running_embedded_database(

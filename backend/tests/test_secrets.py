@@ -36,7 +36,7 @@ import leaks
 from conftest import open_directory
 from forking import Commands
 from leaks import CANARY
-from processes import copy_program, descendants
+from processes import command_line, copy_program, descendants
 from src.cli import app
 from src.services.embedded import EmbeddedPostgres
 
@@ -423,7 +423,7 @@ def test_the_servers_own_log_and_processes_do_not_say_it(
     assert b"password authentication failed" in log
     assert b"INSERT INTO users" in log
     assert leaks.found(log) == []
-    titles = [process.cmdline() for process in psutil.Process(stage.server.pid).children(recursive=True)]
+    titles = [command_line(process) for process in psutil.Process(stage.server.pid).children(recursive=True)]
     assert leaks.found(repr(titles).encode()) == []
 
 

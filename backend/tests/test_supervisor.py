@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 import pytest
 
-from processes import copy_program, descendants
+from processes import command_line, copy_program, descendants
 from src.services.embedded import running_url
 
 SCRIPT = Path(__file__).with_name("serving.py")
@@ -105,7 +105,7 @@ class Service:
         return found
 
     def workers(self) -> list[int]:
-        return [process.pid for process in self.children() if process.cmdline()[-1:] == ["work"]]
+        return [process.pid for process in self.children() if command_line(process)[-1:] == ["work"]]
 
     def children(self) -> list[psutil.Process]:
         """All that descends from the supervisor now; remembered, to be looked for afterwards."""
