@@ -126,10 +126,22 @@ class Door:
     def _waits_too_long(self, waiting: int) -> bool:
         return waiting * self._gap > self._bound and time.perf_counter() - self._since > _SEEN_SECONDS
 
+    def lets_begin(self) -> bool:
+        """Whether a request may begin at once, and counts it; most of them may."""
+        begun = self._begun
+        if self._waiting or begun >= BEGINNINGS:
+            return False
+        line = self._line
+        if line is not None and STANDING * line.places - line.waiting <= begun:
+            return False
+        if not begun:
+            self._loop.call_soon(self._end_turn)
+        self._begun = begun + 1
+        return True
+
     def begin(self, request: Request, start: Callable[[], None]) -> None:
         """Calls `start`, now or when those before have begun; never for a client that has left meanwhile."""
-        if (not self._waiting and self._room()) or request.scope["path"] in PROBES:
-            self._count_begun(1)
+        if request.scope["path"] in PROBES or self.lets_begin():
             start()
             return
         self._waiting.append((request, start))
@@ -137,11 +149,6 @@ class Door:
             self._since = self._began_at = time.perf_counter()
             self._gap = 0.0
             self._go_on_later()
-
-    def _count_begun(self, number: int) -> None:
-        if not self._begun:
-            self._loop.call_soon(self._end_turn)
-        self._begun += number
 
     def _end_turn(self) -> None:
         self._begun = 0
@@ -170,7 +177,9 @@ class Door:
             # So many beginnings at once weigh as much as one after the other.
             self._gap += ((now - self._began_at) / begun - self._gap) * min(begun * _NEWEST, 1.0)
             self._began_at = now
-            self._count_begun(begun)
+            if not self._begun:
+                self._loop.call_soon(self._end_turn)
+            self._begun += begun
         if not self._waiting:
             return
         if not room and self._line is not None and self._line.waiting:

@@ -256,12 +256,15 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        def start() -> None:
-            self._task = task = self.loop.create_task(cycle.run_asgi(app))
-            task.add_done_callback(self.tasks.discard)
-            self.tasks.add(task)
+        if self._door.lets_begin():
+            self._begin(cycle, app)
+        else:
+            self._door.begin(cycle, lambda: self._begin(cycle, app))
 
-        self._door.begin(cycle, start)
+    def _begin(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._task = task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
