@@ -64,10 +64,11 @@ SWEEP: Final = "sweep_answers(uuid, text, timestamp with time zone)"
 """Runs by the rights of who calls it, and so within the caller's own rows. Gives the account back."""
 
 # The key's own answer is waited for, because the key is about to be used anew. Of the others, those that somebody
-# holds are left to them.
+# holds are left to them. By the index always: while the table is known to be empty a backend plans to read it whole,
+# and keeps that plan while it fills.
 SWEEP_FUNCTION: Final = """
 CREATE FUNCTION sweep_answers(account uuid, wanted_key text, expiry timestamptz) RETURNS uuid
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
     IF EXISTS (SELECT FROM idempotency_keys WHERE user_id = account AND created_at <= expiry) THEN
         DELETE FROM idempotency_keys WHERE user_id = account AND key = wanted_key AND created_at <= expiry;

@@ -45,3 +45,17 @@ async def test_expired_keys_of_every_user_go_and_younger_ones_stay(owner: asyncp
     await owner.execute("RESET ROLE")
     left = await owner.fetch("SELECT user_id, key FROM idempotency_keys")
     assert {(row["user_id"], row["key"]) for row in left} == {(user, "1") for user in people}
+
+
+async def test_a_write_finds_old_keys_by_the_index_though_the_table_was_empty_before(
+    database_url: str,
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    # Known to be empty: nothing costs less than to read all of it.
+    await connection.execute("VACUUM ANALYZE idempotency_keys")
+    async with connection.transaction():
+        for _ in range(7):  # in the last ones by a plan that is kept
+            await connection.execute(f"SELECT sweep_answers('{uuid4()}', 'k', now())")
+        scans = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'idempotency_keys'"
+        assert await connection.fetchval(scans) == 0
+    await connection.close()

@@ -38,7 +38,7 @@ $$
 
 SWEEP = """
 CREATE FUNCTION sweep_answers(account uuid, wanted_key text, expiry timestamptz) RETURNS uuid
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
     IF EXISTS (SELECT FROM idempotency_keys WHERE user_id = account AND created_at <= expiry) THEN
         DELETE FROM idempotency_keys WHERE user_id = account AND key = wanted_key AND created_at <= expiry;
