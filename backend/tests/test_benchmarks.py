@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import picture, report
+from benchmarks import crowd, picture, report
 from benchmarks.clocks import cpu_seconds, family
 from benchmarks.load import COUNTED, Plan, run
 from benchmarks.measuring import RESULTS
@@ -112,6 +112,26 @@ def test_at_a_fixed_rate_a_stall_is_met_by_every_request_that_was_due_in_it() ->
     # A closed loop of two connections would have met it twice. A hundred were due while it lasted.
     assert len([seconds for seconds in window.latencies if seconds > 0.2]) > 20
     assert len(window.latencies) + sum(window.errors.values()) == 200
+
+
+def test_of_a_crowd_each_is_served_or_refused_or_leaves_when_it_takes_too_long() -> None:
+    asked = {"rate": 100.0, "connections": 50}
+    with answering(b"200 OK", stall_at=0, seconds=0) as (port, _):
+        served = crowd.run(plan(port, **asked), 60.0, None)
+    assert served.served
+    assert served.health
+    assert not (served.refused)
+    assert not (served.gave_up)
+    assert not (served.errors)
+    with answering(b"503 No\r\nRetry-After: 1", stall_at=0, seconds=0) as (port, _):
+        refused = crowd.run(plan(port, **asked), 60.0, None)
+    assert refused.refused
+    assert not refused.served
+    # Whoever was refused rests with his connection, so there are not enough for everybody.
+    assert refused.unheard
+    with answering(b"200 OK", stall_at=30, seconds=0.7) as (port, _):
+        stalled = crowd.run(plan(port, **asked), 0.1, None)
+    assert stalled.gave_up
 
 
 def test_a_wrong_status_is_an_error_and_no_request_that_was_served() -> None:
