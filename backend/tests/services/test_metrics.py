@@ -68,3 +68,11 @@ def test_counters_add_up_over_workers_and_gauges_combine_by_their_meaning(tmp_pa
     assert found["groundwork_ready",] == 0
     assert found["groundwork_health_evidence_age_seconds",] == 7
     assert all("pid" not in line for line in text.splitlines() if line.startswith(("groundwork", "http")))
+
+
+def test_a_worker_that_has_only_just_made_its_file_hides_no_number(tmp_path: Path) -> None:
+    (tmp_path / "counter_1.db").touch()
+    (tmp_path / "gauge_livesum_1.db").touch()
+    assert 'http_requests_total{method="GET",route="/livez",status="200"} 1.0' in run_worker(
+        tmp_path, "ready"
+    )
