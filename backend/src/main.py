@@ -121,7 +121,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
             f"{tasks.PREFIX}/import": settings.max_import_bytes,
         },
         cors=cors,
-        fast_path=FastPath(app, tasks.router.routes) if settings.fast_path else None,
+        fast_path=FastPath(app, [*tasks.router.routes, *health.router.routes])
+        if settings.fast_path
+        else None,
     )
     app.include_router(tasks.router)
     for router in (users.router, tokens.router, tokens.published):

@@ -130,8 +130,9 @@ def _laid_out(routes: list[BaseRoute]) -> Iterator[tuple[APIRoute, Operation]]:
     for route in routes:
         if not isinstance(route, APIRoute):
             continue
-        # FastAPI would make these into an answer: what is plain makes its own.
-        if inspect.signature(route.endpoint).return_annotation is not Response:
+        # FastAPI would make anything else into an answer.
+        gives = inspect.signature(route.endpoint).return_annotation
+        if not (isinstance(gives, type) and issubclass(gives, Response)):
             continue
         try:
             yield route, _operation(route)

@@ -102,8 +102,8 @@ FastPath = Annotated[
     bool,
     Field(
         description=(
-            "Whether the operations on tasks are answered without FastAPI's machinery around them. The answers are the "
-            "same; `false` is for finding a fault."
+            "Whether operations on tasks and probes are answered without FastAPI's machinery around them. The answers "
+            "are the same; `false` is for finding a fault."
         )
     ),
 ]

@@ -183,10 +183,23 @@ async def test_the_fast_path_answers_byte_for_byte_as_fastapi_does(
     } <= seen  # fmt: skip
 
 
-def test_every_operation_on_tasks_but_the_import_takes_the_fast_path() -> None:
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+@pytest.mark.parametrize("verb", ["GET", "HEAD", "POST"])
+async def test_probes_are_answered_as_fastapi_does(both: tuple[Side, Side], verb: str, path: str) -> None:
+    asked = Asked(verb, path.encode(), headers=[(b"x-request-id", b"r-1")])
+    quick, slow = [side.told(await side.answer(asked)) for side in both]
+    if path == "/health":
+        # Its figures are of the moment.
+        quick, slow = ((told[0], told[1], "") for told in (quick, slow))
+    assert quick == slow
+
+
+def test_every_operation_on_tasks_but_the_import_and_every_probe_takes_the_fast_path() -> None:
     declared = {route.name for route in tasks.router.routes}  # type: ignore[attr-defined]
     operations = FastPath(FastAPI(), tasks.router.routes).operations
     assert declared - operations.keys() == {"import_tasks"}
+    path = create_app(Settings()).build_middleware_stack().fast_path
+    assert path.operations.keys() == operations.keys() | {"livez", "readyz", "health"}
 
 
 async def plain(request: Request) -> str:
