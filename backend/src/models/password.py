@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, SecretStr, WithJsonSchema
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from .base import STORABLE
+
 PASSWORD_MIN_LENGTH: Final = 8
 PASSWORD_MAX_BYTES: Final = 1024
 _COMMON = Path(__file__).with_name("common-passwords") / "passwords.txt"
@@ -68,7 +70,8 @@ def _common() -> bytes:
 
 
 def _schema(**more: Any) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "format": "password", "writeOnly": True, **more})
+    told = {"type": "string", "format": "password", "writeOnly": True, "pattern": STORABLE.pattern}
+    return WithJsonSchema({**told, **more})
 
 
 NewPassword = Annotated[

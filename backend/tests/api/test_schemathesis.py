@@ -26,7 +26,8 @@ ACCEPTED = ["2xx", "3xx", "401", "404", "409", "412", "429"]
 REJECTED = ["400", "401", "404", "405", "409", "412", "415", "422", "428", "429"]
 # A condition that does not hold is no fault of the description's: 412 is right for a request that is as described, and
 # comes before the body is read. Whether a batch, or lines, can be done depends on more than their schema says; so does
-# what an address is, and which passwords are too common. Two operations would end the token that the others need.
+# what an address is, how many bytes a password has, and which are too common. Two operations would end the token that
+# the others need.
 ENDING = ("delete_me", "log_out_everywhere")
 CONFIGURATION = f"""
 hooks = "{Path(__file__).with_name("schemathesis_hooks.py")}"
@@ -42,7 +43,7 @@ include-operation-id = ["batch_tasks", "import_tasks"]
 checks.positive_data_acceptance.expected-statuses = {[*ACCEPTED, "400", "422"]}
 
 [[operations]]
-include-operation-id = ["sign_up", "update_me"]
+include-operation-id = ["sign_up", "log_in", "update_me"]
 checks.positive_data_acceptance.expected-statuses = {[*ACCEPTED, "403", "422"]}
 
 [[operations]]
