@@ -112,19 +112,6 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.imports = Slots(IMPORTS_AT_ONCE)
     app.state.draining = False
     app.state.refusal = None
-    app.passing(
-        metrics=metrics,
-        max_body_bytes=settings.max_body_bytes,
-        max_under_way=settings.max_requests_under_way,
-        larger={
-            f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
-            f"{tasks.PREFIX}/import": settings.max_import_bytes,
-        },
-        cors=cors,
-        fast_path=FastPath(app, [*tasks.router.routes, *health.router.routes])
-        if settings.fast_path
-        else None,
-    )
     app.include_router(tasks.router)
     for router in (users.router, tokens.router, tokens.published):
         app.include_router(router)
@@ -134,6 +121,17 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     else:
         app.state.admin = admin.beside(app, health.insiders)
     reference.install(app)
+    app.passing(
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        max_under_way=settings.max_requests_under_way,
+        larger={
+            f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
+            f"{tasks.PREFIX}/import": settings.max_import_bytes,
+        },
+        cors=cors,
+        fast_path=FastPath(app, [tasks.router, health.router]) if settings.fast_path else None,
+    )
     return app
 
 

@@ -12,18 +12,18 @@ docs/decisions/0070-fast-path.md has the reasons and what it saves.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from re import Pattern
 from typing import Any, Final
 from uuid import UUID
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.convertors import UUIDConvertor
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope
 
 Call = Callable[..., Awaitable[Any]]
@@ -48,10 +48,13 @@ class _NotPlain(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation, laid out. A step's places point at what was there before it: the request, then the parts of the
-    path, then what the earlier steps gave."""
+    """One operation, laid out.
 
-    route: APIRoute
+    A step's places point at what was there before it: the request, then the parts of the path, then what the earlier
+    steps gave. `route` is what the application makes of the declared one.
+    """
+
+    route: RouteContext
     steps: tuple[tuple[Call, tuple[int, ...]], ...]
     endpoint: Call
     places: tuple[int, ...]
@@ -66,29 +69,28 @@ class Operation:
 
 
 class FastPath:
-    """Finds and answers the operations among `routes` of `app` that can do without FastAPI's machinery."""
+    """Finds and answers the operations of these routers that can do without FastAPI's machinery.
 
-    def __init__(self, app: FastAPI, routes: list[BaseRoute]) -> None:
+    `app` has to include the routers already: what it includes them with (a prefix, dependencies) counts here too.
+    """
+
+    def __init__(self, app: FastAPI, routers: Sequence[APIRouter]) -> None:
         self._app = app
         self._fixed: dict[tuple[str, str], Operation] = {}
-        self._by_id: list[tuple[Pattern[str], dict[str, Operation]]] = []
-        for route, operation in _laid_out(routes):
+        self._by_id: dict[Pattern[str], dict[str, Operation]] = {}
+        for operation in _laid_out(app, routers):
+            route = operation.route
             for method in route.methods or ():
-                if not route.param_convertors:
-                    self._fixed[method, route.path] = operation
-                    continue
-                for pattern, operations in self._by_id:
-                    if pattern == route.path_regex:
-                        operations[method] = operation
-                        break
+                if route.param_convertors:
+                    self._by_id.setdefault(route.path_regex, {})[method] = operation
                 else:
-                    self._by_id.append((route.path_regex, {method: operation}))
+                    self._fixed[method, str(route.path)] = operation
 
     @property
     def operations(self) -> dict[str, Operation]:
         """By their names."""
-        found = [*self._fixed.values(), *(one for _, some in self._by_id for one in some.values())]
-        return {operation.route.name: operation for operation in found}
+        found = [*self._fixed.values(), *(one for some in self._by_id.values() for one in some.values())]
+        return {str(operation.route.name): operation for operation in found}
 
     def find(self, scope: Scope) -> tuple[Operation, tuple[Any, ...]] | None:
         """The operation that this request asks for and the parts of its path; None where FastAPI is to look."""
@@ -98,7 +100,7 @@ class FastPath:
         operation = self._fixed.get((method, path))
         if operation is not None:
             return operation, ()
-        for pattern, operations in self._by_id:
+        for pattern, operations in self._by_id.items():
             match = pattern.match(path)
             if match is not None and method in operations:
                 return operations[method], tuple(map(UUID, match.groups()))
@@ -126,23 +128,24 @@ class FastPath:
             raise
 
 
-def _laid_out(routes: list[BaseRoute]) -> Iterator[tuple[APIRoute, Operation]]:
-    for route in routes:
-        if not isinstance(route, APIRoute):
+def _laid_out(app: FastAPI, routers: Sequence[APIRouter]) -> Iterator[Operation]:
+    meant = [route for router in routers for route in router.routes]
+    for route in iter_route_contexts(app.routes):
+        if route.original_route not in meant or not isinstance(route.original_route, APIRoute):
             continue
         # FastAPI would make anything else into an answer.
-        gives = inspect.signature(route.endpoint).return_annotation
+        gives = inspect.signature(route.original_route.endpoint).return_annotation
         if not (isinstance(gives, type) and issubclass(gives, Response)):
             continue
         try:
-            yield route, _operation(route)
+            yield _operation(route)
         except _NotPlain:
             continue
 
 
-def _operation(route: APIRoute) -> Operation:
+def _operation(route: RouteContext) -> Operation:
     names = list(route.param_convertors)
-    if any(type(convertor).__name__ != "UUIDConvertor" for convertor in route.param_convertors.values()):
+    if not all(isinstance(convertor, UUIDConvertor) for convertor in route.param_convertors.values()):
         raise _NotPlain
     steps: list[tuple[Call, tuple[int, ...]]] = []
     there: dict[int, int] = {}
@@ -153,8 +156,10 @@ def _operation(route: APIRoute) -> Operation:
             raise _NotPlain
         given: dict[str, int] = {}
         for needed in dependant.dependencies:
-            assert needed.name is not None
-            given[needed.name] = place_of(needed)
+            place = place_of(needed)
+            # A router's own dependencies have no name: nobody is given what they give.
+            if needed.name is not None:
+                given[needed.name] = place
         if dependant.request_param_name:
             given[dependant.request_param_name] = 0
         for field in dependant.path_params:
@@ -172,7 +177,7 @@ def _operation(route: APIRoute) -> Operation:
         return place
 
     places = places_of(route.dependant)
-    return Operation(route, tuple(steps), route.endpoint, places)
+    return Operation(route, tuple(steps), _function(route.dependant), places)
 
 
 def _function(dependant: Dependant) -> Call:
@@ -184,13 +189,8 @@ def _function(dependant: Dependant) -> Call:
 
 
 def _in_order(call: Call, given: Mapping[str, int]) -> tuple[int, ...]:
-    """The places in the order of the function's parameters; what is left out has to be its last, with defaults."""
-    ordered = []
-    for name, parameter in inspect.signature(call).parameters.items():
-        if name in given:
-            ordered.append(given[name])
-        elif parameter.default is inspect.Parameter.empty:
-            raise _NotPlain
-    if len(ordered) != len(given):
+    """The places in the order of the function's parameters, which are given all and by their places."""
+    parameters = inspect.signature(call).parameters
+    if parameters.keys() != given.keys() or any(one.kind is one.KEYWORD_ONLY for one in parameters.values()):
         raise _NotPlain
-    return tuple(ordered)
+    return tuple(given[name] for name in parameters)

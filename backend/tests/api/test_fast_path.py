@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from src.api import tasks
 from src.api.fast_path import FastPath
+from src.api.middleware import route_of
 from src.config.settings import Settings, load_settings
 from src.main import create_app
 from src.services import signing
@@ -199,10 +200,9 @@ async def test_probes_are_answered_as_fastapi_does(both: tuple[Side, Side], verb
 
 def test_every_operation_on_tasks_but_the_import_and_every_probe_takes_the_fast_path() -> None:
     declared = {route.name for route in tasks.router.routes}  # type: ignore[attr-defined]
-    operations = FastPath(FastAPI(), tasks.router.routes).operations
-    assert declared - operations.keys() == {"import_tasks"}
-    path = create_app(Settings()).build_middleware_stack().fast_path
-    assert path.operations.keys() == operations.keys() | {"livez", "readyz", "health"}
+    operations = create_app(Settings()).build_middleware_stack().fast_path.operations.keys()
+    assert declared - operations == {"import_tasks"}
+    assert operations - declared == {"livez", "readyz", "health"}
 
 
 async def plain(request: Request) -> str:
@@ -241,7 +241,13 @@ def test_an_operation_that_needs_more_is_left_to_fastapi(needed: Any) -> None:
     async def serialized() -> dict[str, str]:
         return {}
 
-    assert FastPath(FastAPI(), router.routes).operations.keys() == {"taken"}
+    @router.get("/e")
+    async def by_name(*, word: Annotated[str, Depends(plain)]) -> Response:
+        return Response()
+
+    app = FastAPI()
+    app.include_router(router)
+    assert FastPath(app, [router]).operations.keys() == {"taken"}
 
 
 async def test_each_dependency_is_asked_once_and_in_fastapis_order() -> None:
@@ -272,7 +278,7 @@ async def test_each_dependency_is_asked_once_and_in_fastapis_order() -> None:
     request = Asked("GET", f"/{IDS[0]}/{IDS[1]}".encode())
     by_fastapi, order = (await Wire(app).ask(request)).body, list(asked)
     asked.clear()
-    path = FastPath(app, router.routes)
+    path = FastPath(app, [router])
     scope = {"type": "http", "method": "GET", "path": request.path.decode(), "headers": []}
     found = path.find(scope)
     assert found is not None
@@ -280,9 +286,34 @@ async def test_each_dependency_is_asked_once_and_in_fastapis_order() -> None:
     assert asked == order == ["first", "second"]
 
 
+async def test_what_a_router_is_included_with_counts() -> None:
+    asked: list[str] = []
+
+    async def guard(request: Request) -> None:
+        asked.append(request.url.path)
+
+    router = APIRouter()
+
+    @router.get("/{one:uuid}")
+    async def operation(one: UUID) -> Response:
+        return Response(str(one))
+
+    app = FastAPI()
+    app.include_router(router, prefix="/below", dependencies=[Depends(guard)])
+    path = FastPath(app, [router])
+    scope = {"type": "http", "method": "GET", "headers": [], "path": f"/{IDS[0]}"}
+    assert path.find(scope) is None
+    scope["path"] = f"/below/{IDS[0]}"
+    found = path.find(scope)
+    assert found is not None
+    assert (await path.answer(found, scope, None)).body == IDS[0].encode()  # type: ignore[arg-type]
+    assert asked == [scope["path"]]
+    assert route_of(scope) == "/below/{one}"
+
+
 def test_what_a_test_overrides_is_left_to_fastapi() -> None:
     app = create_app(Settings())
-    path = FastPath(app, tasks.router.routes)
+    path = FastPath(app, [tasks.router])
     scope = {"method": "GET", "path": "/v1/tasks"}
     assert path.find(scope) is not None
     assert path.find({**scope, "root_path": "/below"}) is None
