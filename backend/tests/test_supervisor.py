@@ -667,8 +667,8 @@ def test_a_changed_source_restarts_the_worker_and_a_broken_one_is_waited_out(
     first = one.facts()["pid"]
     version = backend / "src" / "version.py"
     version.write_text(version.read_text() + "\n# changed\n")
-    until(lambda: one.events("source.changed"))
-    assert one.facts()["pid"] != first
+    until(lambda: one.facts()["pid"] != first)
+    assert one.events("source.changed")
     (tmp_path / "start").write_text("broken")
     version.write_text(version.read_text() + "\n# and again\n")
     until(lambda: one.events("worker.waits-for-change"))
