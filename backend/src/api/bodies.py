@@ -10,11 +10,12 @@ describes itself to `contract`, which puts it into OpenAPI.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final, Generic, NoReturn, TypeVar
+from uuid import UUID
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import InputFault, Invalid
@@ -27,6 +28,10 @@ MAX_VALUES: Final = 20_000
 _INT64: Final = range(-(2**63), 2**63)
 # A string, also one that does not end: what follows its opening quote is consumed at once and never tried again.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
+_QUOTED: Final = re.compile(rb'"[^"]*+"?')
+_NEITHER_STRUCTURE_NOR_QUOTE: Final = bytes(set(range(256)) - set(b'[]{},:"'))
+_SCALARS: Final = frozenset({str, bool, int, float, type(None), UUID, SecretStr})
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b"[]{},"))
 _STEPS: Final = {ord("["): 1, ord("]"): -1}
 _ALIKE: Final = bytes.maketrans(b"{}", b"[]")
@@ -45,10 +50,28 @@ class Strict(Generic[Shape]):
     def __init__(self, shape: type[Shape], examples: Mapping[str, Any]) -> None:
         self.shape = shape
         self.examples = examples
+        self._validate: Final[Callable[[bytes], Shape]] = TypeAdapter(shape).validate_json
 
     async def __call__(self, request: Request) -> Shape:
         require(request, JSON)
-        body = parse(await whole(request))
+        content = await whole(request)
+        return self._read(content) or self._examine(content)
+
+    def _read(self, content: bytes) -> Shape | None:
+        """In one step from bytes to shape; None for what is not well, or not quickly known to be."""
+        structure = _structure(content)
+        if not _is_small(structure):
+            return None
+        try:
+            found = self._validate(content)
+        except ValidationError:
+            return None
+        # Of a name that comes twice in one object the parser behind this keeps the later value.
+        return found if structure.count(b":") == _names(found) else None
+
+    def _examine(self, content: bytes) -> Shape:
+        """Step by step, to say what is wrong."""
+        body = parse(content)
         try:
             return self.shape.model_validate(body)
         except ValidationError as error:
@@ -135,7 +158,7 @@ def _bound(body: bytes) -> None:
     Where brackets do not pair up the decoder stops at the first that does not, so what comes later cannot matter.
     """
     opened = body.count(b"[") + body.count(b"{")
-    if opened <= MAX_DEPTH and opened + body.count(b",") <= MAX_VALUES:
+    if (opened <= MAX_DEPTH and opened + body.count(b",") <= MAX_VALUES) or _is_small(_structure(body)):
         return
     structure = _STRINGS.sub(b"", body).translate(_ALIKE, _NOT_STRUCTURE)
     brackets = structure.translate(None, b",")[: 2 * MAX_VALUES]
@@ -143,6 +166,45 @@ def _bound(body: bytes) -> None:
         raise problems.Malformed(f"The body is not valid JSON, or nested more than {MAX_DEPTH} deep.")
     if structure.count(b"[") + structure.count(b",") > MAX_VALUES:
         raise _refused(f"Has more than {MAX_VALUES} values.")
+
+
+def _structure(body: bytes) -> bytes:
+    """What stands outside of strings, of brackets (all square), commas and colons; nothing certain of what is no JSON.
+
+    Two quotes side by side go: what lies between others is inside a string, or outside, as it was before. So most
+    strings go without a look at each.
+    """
+    if b"\\" in body:
+        body = _ESCAPES.sub(b"", body)
+    return _QUOTED.sub(b"", body.translate(_ALIKE, _NEITHER_STRUCTURE_NOR_QUOTE).replace(b'""', b""))
+
+
+def _is_small(structure: bytes) -> bool:
+    """Whether it has no more depth and values than is allowed; False also where that takes longer to find out."""
+    if structure.count(b"[") + structure.count(b",") > MAX_VALUES:
+        return False
+    brackets = structure.translate(None, b",:")
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            break
+        # The innermost of each: one level less.
+        brackets = brackets.replace(b"[]", b"")
+    return not brackets
+
+
+def _names(shape: BaseModel) -> int:
+    """How many names stood in what was sent, where none stood twice in one object and all are of the shape."""
+    count = 0
+    level: list[Any] = [shape]
+    while level:
+        sent = [(one.__dict__, one.__pydantic_fields_set__) for one in level]
+        count += sum([len(names) for _, names in sent])
+        inside = [
+            values[name] for values, names in sent for name in names if type(values[name]) not in _SCALARS
+        ]
+        level = [one for one in inside if type(one) is not list]
+        level += [one for many in inside if type(many) is list for one in many if type(one) not in _SCALARS]
+    return count
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

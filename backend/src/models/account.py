@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlmodel import Field
 
-from .base import STORABLE, Base
+from .base import STORABLE, Shape
 from .password import GivenPassword, NewPassword
 from .user import EMAIL_MAX_LENGTH, Email
 
@@ -37,34 +37,34 @@ GivenEmail = Annotated[
 ]
 
 
-class SignUp(Base):
+class SignUp(Shape):
     """What makes an account."""
 
     email: Email
     password: NewPassword
 
 
-class LogIn(Base):
+class LogIn(Shape):
     """What opens a session. What is no address is nobody's: that is for the answer to say, as of any other."""
 
     email: GivenEmail = Field(description="The address of the account.")
     password: GivenPassword
 
 
-class Refresh(Base):
+class Refresh(Shape):
     """What goes on with a session, or ends it."""
 
     refresh_token: RefreshToken
 
 
-class AccountChange(Base):
+class AccountChange(Shape):
     """Another e-mail, another password, or both; the current password proves who asks.
 
     Absent is not null: what was not sent stays as it is, and reads as None in `new_email` and `new_password`.
     """
 
     # The current password and one change at the least.
-    model_config = ConfigDict(json_schema_extra={"minProperties": 2})
+    model_config = ConfigDict(json_schema_extra={"minProperties": 2})  # type: ignore[assignment]
 
     current_password: GivenPassword
     email: Email = Field(default_factory=lambda: "", description="The new address.")
@@ -85,7 +85,7 @@ class AccountChange(Base):
         return self.password if "password" in self.model_fields_set else None
 
 
-class TokenRead(Base):
+class TokenRead(Shape):
     """RFC 6749, 5.1. The access token speaks for the user; the refresh token is exchanged for the next pair, once."""
 
     access_token: str

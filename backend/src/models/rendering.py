@@ -4,8 +4,11 @@ Both halves stand side by side because they must print the same bytes: the field
 between them, and one way to write a timestamp (docs/decisions/0013-timestamps.md).
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from json.encoder import encode_basestring
 from typing import Annotated, Any, Final, get_args
+from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -104,6 +107,21 @@ def written(shape: type[Base], table: Any) -> ColumnElement[str]:
         ]
         before = f"{quote},"
     return func.concat(*parts, literal_column(f"'{before[:-1]}}}'"), type_=Text)
+
+
+def form(shape: type[Base]) -> str:
+    """What `written` writes, with a place (`%s`) for each value in the order of `shape`.
+
+    Moments and UUIDs go into it as text, all else as JSON: strings by `as_json_string`.
+    """
+    quoted = (UUID, AwareDatetime)
+    fields = shape.model_fields.items()
+    places = [f'"{name}":' + ('"%s"' if field.annotation in quoted else "%s") for name, field in fields]
+    return "{" + ",".join(places) + "}"
+
+
+as_json_string: Final[Callable[[str], str]] = encode_basestring
+"""A string as PostgreSQL's to_json() writes it: nothing is escaped that need not be."""
 
 
 def _value(column: Any, may_be_null: bool) -> ColumnElement[Any]:

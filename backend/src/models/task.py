@@ -8,7 +8,7 @@ from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, Index, Inte
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
-from .base import NOT_BLANK, STORABLE, Base, Stamped, finite_check, new_id, not_blank_check
+from .base import NOT_BLANK, STORABLE, Shape, Stamped, finite_check, new_id, not_blank_check
 from .rendering import Timestamp
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Task(Stamped, table=True):
     }
 
 
-class TaskCreate(Base):
+class TaskCreate(Shape):
     """What makes a task. The title is stored as it was sent."""
 
     title: Title
@@ -83,7 +83,7 @@ class TaskCreate(Base):
     is_completed: StrictBool = False
 
 
-class TaskUpdate(Base):
+class TaskUpdate(Shape):
     """What changes in a task: absent means "leave it", and only `description` may be null.
 
     A field that was not sent has no place in `changes()`; its attribute holds nothing meaningful.
@@ -95,14 +95,14 @@ class TaskUpdate(Base):
 
     def changes(self) -> dict[str, Any]:
         """The fields that were sent, by name; a null description is among them."""
-        return self.model_dump(exclude_unset=True)
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class TaskPut(TaskCreate):
     """A task as it is to be from now on: what is absent takes its default, as in a new task."""
 
 
-class TaskRead(Base):
+class TaskRead(Shape):
     """A task as it is shown. The fields stand in the order in which PostgreSQL writes them."""
 
     id: UUID
@@ -122,7 +122,7 @@ BATCH_MAX_OPERATIONS: Final = 1_000
 ETag = Annotated[str, StringConstraints(min_length=1, max_length=64), STORABLE]
 
 
-class CreateOperation(Base):
+class CreateOperation(Shape):
     """`id` may be chosen, so that a later operation of the same batch can name the task."""
 
     op: Literal["create"]
@@ -130,7 +130,7 @@ class CreateOperation(Base):
     task: TaskCreate
 
 
-class UpdateOperation(Base):
+class UpdateOperation(Shape):
     """With `if_match` only the version that bears this ETag is changed."""
 
     op: Literal["update"]
@@ -139,7 +139,7 @@ class UpdateOperation(Base):
     if_match: ETag | None = None
 
 
-class DeleteOperation(Base):
+class DeleteOperation(Shape):
     """With `if_match` only the version that bears this ETag is deleted."""
 
     op: Literal["delete"]
@@ -150,13 +150,13 @@ class DeleteOperation(Base):
 TaskOperation = Annotated[CreateOperation | UpdateOperation | DeleteOperation, Discriminator("op")]
 
 
-class TaskBatch(Base):
+class TaskBatch(Shape):
     """Operations that are all done, in their order, or none of them."""
 
     operations: list[TaskOperation] = Field(min_length=1, max_length=BATCH_MAX_OPERATIONS)
 
 
-class OperationResult(Base):
+class OperationResult(Shape):
     """What became of one operation: the task as that operation left it; nothing is left of a deleted one."""
 
     op: Literal["create", "update", "delete"]
@@ -165,7 +165,7 @@ class OperationResult(Base):
     task: TaskRead | None
 
 
-class TaskBatchRead(Base):
+class TaskBatchRead(Shape):
     """One result for each operation, in their order."""
 
     results: list[OperationResult]

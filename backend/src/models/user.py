@@ -11,7 +11,7 @@ from sqlalchemy import CheckConstraint, DateTime, Integer, UniqueConstraint, Uui
 from sqlalchemy import Text as SqlText
 from sqlmodel import Field, Relationship
 
-from .base import INSTANT, Base, Stamped, Text, finite_check, new_id
+from .base import INSTANT, Base, Shape, Stamped, Text, finite_check, new_id
 from .rendering import Timestamp
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ class DeletedUser(Base, table=True):
     )
 
 
-class UserCreate(Base):
+class UserCreate(Shape):
     """What makes a user."""
 
     email: Email
 
 
-class UserRead(Base):
+class UserRead(Shape):
     """A user as it is shown. The fields stand in the order in which PostgreSQL writes them."""
 
     id: UUID

@@ -3,6 +3,8 @@
 Three round trips between BEGIN and COMMIT, however many operations there are: the first reads and holds every
 task they name, and keeps the Idempotency-Key; then the operations are gone through in Python, each meeting what
 the ones before it left; the second writes what has come out of it.
+
+New tasks alone, without a key, need none of that: one statement makes them all, or none where an id is taken.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
 
 from sqlalchemy import (
     CTE,
@@ -35,10 +36,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, delete
 
 from ..errors import BatchRefused, Conflict, InputFault, InternalFault, KeyReused, OutcomeUnknown
-from ..models import CreateOperation, DeleteOperation, KeptAnswer, Task, TaskOperation, TaskRead
-from ..models.rendering import as_array, fields
+from ..models import KeptAnswer, Task, TaskCreate, TaskOperation, TaskRead
+from ..models.rendering import as_array, as_json_string, fields, form, written_timestamp
 from .idempotency import IdempotencyKey, claim, key_values, swept
-from .ownership import Author, me_making, me_writing, mine, revoked_is_unauthenticated
+from .ownership import Author, me_making, me_writing, mine, revoked_is_unauthenticated, theirs
 from .statements import Statement
 from .task_rows import ANY_VERSION, NOBODYS, after, array_rows, etag_of, instant
 
@@ -49,8 +50,13 @@ if TYPE_CHECKING:
 _EXISTS: Final = "There is a task of this id."
 _CHANGED: Final = "The task is of another version."
 _OWN_KEY: Final = "pk_tasks"
-_COLUMNS: Final = ("id", "title", "description", "is_completed", "version")
+_GIVEN: Final = ("title", "description", "is_completed")
+_COLUMNS: Final = ("id", *_GIVEN, "version")
 _TYPES: Final = (Uuid, Text, Text, Boolean, Integer)
+_FORM: Final = form(TaskRead)
+
+_Shown = dict[str, Any]
+"""A task by the names of `TaskRead`, its values as JSON has them."""
 
 
 class Batched(NamedTuple):
@@ -78,11 +84,36 @@ async def batch(
 
     try:
         with revoked_is_unauthenticated():
+            if idempotency is None and (made := await _make(db, author, operations)) is not None:
+                return made
             return await _unless_made_meanwhile(db, author, work)
     except OutcomeUnknown as unknown:
         if idempotency is None:
             raise
         raise OutcomeUnknown(unknown.reason, retry_after_seconds=1) from None
+
+
+async def _make(db: Database, author: Author, operations: Sequence[TaskOperation]) -> Batched | None:
+    """New tasks and nothing else, each under an id of its own; None, and nothing written, for any other batch."""
+    new = {str(operation.id): operation.task for operation in operations if operation.op == "create"}
+    if len(new) < len(operations):
+        return None
+    ids = sorted(new)
+    given = [new[task_id] for task_id in ids]
+    values: dict[str, Any] = {f"made_{name}": [getattr(task, name) for task in given] for name in _GIVEN}
+    values |= {"owner": author.user_id, "epoch": author.epoch, "email": author.email, "made_id": ids}
+    try:
+        now = await db.value(MAKE, **values)
+    except Conflict as conflict:
+        if conflict.constraint != _OWN_KEY:
+            raise
+        # Which ids are taken is for the other way to say.
+        return None
+    owner = str(author.user_id)
+    results = [
+        _result("create", task_id, _made(task_id, owner, task, 1, now)) for task_id, task in new.items()
+    ]
+    return Batched(_answer(results), replayed=False)
 
 
 async def _unless_made_meanwhile(db: Database, author: Author, work: Any) -> Batched:
@@ -109,7 +140,7 @@ async def _run(
         "owner": author.user_id,
         "epoch": author.epoch,
         "email": author.email,
-        "wanted_id": sorted({operation.id for operation in operations}),
+        "wanted_id": sorted({str(operation.id) for operation in operations}),
     }
     if idempotency is not None:
         values |= key_values(idempotency)
@@ -121,7 +152,7 @@ async def _run(
         raise KeyReused
     if response is not None:
         return Batched(response, replayed=True)
-    account = _Account(now, {UUID(row["id"]): row for row in json.loads(held)}, str(author.user_id))
+    account = _Account(now, {row["id"]: row for row in json.loads(held)}, str(author.user_id))
     body = account.go_through(operations)
     written = {"response": body, **account.changes(), **values}
     write = WRITE if idempotency is None else WRITE_ONCE
@@ -139,10 +170,10 @@ class _Account:
     """The tasks that a batch names, as JSON shows them: what they were, and what they are by now."""
 
     now: str
-    before: dict[UUID, dict[str, Any]]
+    before: dict[str, _Shown]
     owner: str
-    after: dict[UUID, dict[str, Any]] = field(init=False)
-    last_versions: dict[UUID, int] = field(init=False, default_factory=dict)
+    after: dict[str, _Shown] = field(init=False)
+    last_versions: dict[str, int] = field(init=False, default_factory=dict)
     written: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -153,60 +184,38 @@ class _Account:
         faults: list[InputFault] = []
         results: list[str] = []
         for index, operation in enumerate(operations):
-            fault = self._do(operation)
+            task_id = str(operation.id)
+            fault = self._do(operation, task_id)
             if fault is not None:
                 where, why = fault
                 faults.append(InputFault(f"/operations/{index}/{where}", why))
             elif not faults:
-                results.append(self._result(operation))
+                results.append(_result(operation.op, task_id, self.after.get(task_id)))
         if faults:
             raise BatchRefused(faults=faults)
-        return '{"results":[' + ",".join(results) + "]}"
+        return _answer(results)
 
-    def _do(self, operation: TaskOperation) -> tuple[str, str] | None:
-        task = self.after.get(operation.id)
-        if isinstance(operation, CreateOperation):
+    def _do(self, operation: TaskOperation, task_id: str) -> tuple[str, str] | None:
+        task = self.after.get(task_id)
+        if operation.op == "create":
             if task is not None:
                 return "id", _EXISTS
-            self._create(operation)
+            # Made, deleted and made again within one microsecond: the version goes on, so that no tag is there twice.
+            version = self.last_versions.get(task_id, 0) + 1
+            self.after[task_id] = _made(task_id, self.owner, operation.task, version, self.now)
             return None
         if task is None:
             return "id", NOBODYS
-        if operation.if_match not in (None, ANY_VERSION, _etag(task)):
+        if operation.if_match not in (None, ANY_VERSION) and operation.if_match != etag_of(_json(task)):
             return "if_match", _CHANGED
-        if isinstance(operation, DeleteOperation):
+        if operation.op == "delete":
             if task["updated_at"] == self.now:
-                self.last_versions[operation.id] = task["version"]
-            del self.after[operation.id]
+                self.last_versions[task_id] = task["version"]
+            del self.after[task_id]
         elif changes := operation.task.changes():
             changes |= {"version": task["version"] + 1, "updated_at": self.now}
-            self.after[operation.id] = task | changes
+            self.after[task_id] = task | changes
         return None
-
-    def _create(self, operation: CreateOperation) -> None:
-        # Made, deleted and made again within one microsecond: the version goes on, so that no tag is there twice.
-        version = self.last_versions.get(operation.id, 0) + 1
-        given = operation.task
-        self.after[operation.id] = {
-            "id": str(operation.id),
-            "user_id": self.owner,
-            "title": given.title,
-            "description": given.description,
-            "is_completed": given.is_completed,
-            "version": version,
-            "created_at": self.now,
-            "updated_at": self.now,
-        }
-
-    def _result(self, operation: TaskOperation) -> str:
-        task = self.after.get(operation.id)
-        result = {
-            "op": operation.op,
-            "id": str(operation.id),
-            "etag": None if task is None else _etag(task),
-            "task": task,
-        }
-        return _json(result)
 
     def changes(self) -> dict[str, Any]:
         """The parameters of the writing statement, in the order of ids: then no two batches wait for each other."""
@@ -220,27 +229,51 @@ class _Account:
             elif after != before:
                 changed.append(after)
         self.written = len(made) + len(changed) + len(gone)
-        values = {f"made_{name}": _column(made, name) for name in _COLUMNS}
-        values |= {f"changed_{name}": _column(changed, name) for name in (*_COLUMNS, "created_at")}
+        values = {f"made_{name}": [task[name] for task in made] for name in _COLUMNS}
+        values |= {f"changed_{name}": [task[name] for task in changed] for name in (*_COLUMNS, "created_at")}
         return values | {"gone_id": gone}
 
 
-def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
-    if name == "id":
-        return [UUID(row["id"]) for row in rows]
-    return [row[name] for row in rows]
+def _made(task_id: str, owner: str, given: TaskCreate, version: int, now: str) -> _Shown:
+    return {
+        "id": task_id,
+        "user_id": owner,
+        "title": given.title,
+        "description": given.description,
+        "is_completed": given.is_completed,
+        "version": version,
+        "created_at": now,
+        "updated_at": now,
+    }
 
 
-def _json(value: dict[str, Any]) -> str:
+def _result(op: str, task_id: str, task: _Shown | None) -> str:
+    if task is None:
+        return f'{{"op":"{op}","id":"{task_id}","etag":null,"task":null}}'
+    body = _json(task)
+    return f'{{"op":"{op}","id":"{task_id}","etag":"{etag_of(body)}","task":{body}}}'
+
+
+def _answer(results: list[str]) -> str:
+    return '{"results":[' + ",".join(results) + "]}"
+
+
+def _json(task: _Shown) -> str:
     """As PostgreSQL writes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    description = task["description"]
+    return _FORM % (
+        task["id"],
+        task["user_id"],
+        as_json_string(task["title"]),
+        "null" if description is None else as_json_string(description),
+        "true" if task["is_completed"] else "false",
+        task["version"],
+        task["created_at"],
+        task["updated_at"],
+    )
 
 
-def _etag(task: dict[str, Any]) -> str:
-    return etag_of(_json(task))
-
-
-# The two statements
+# The statements
 
 
 def _each(who: CTE, ids: str, columns: Sequence[Any], *, hold: bool = False) -> Select[Any]:
@@ -260,13 +293,23 @@ def _each(who: CTE, ids: str, columns: Sequence[Any], *, hold: bool = False) -> 
     return select(*task.c).select_from(named.join(task, true()))
 
 
+def _make_all() -> Any:
+    who = me_making()
+    rows = array_rows("made", _COLUMNS[:-1], _TYPES[:-1])
+    new = select(who.c.v, *(rows.c[name] for name in _COLUMNS[:-1]))
+    made = insert(Task).from_select(["user_id", *_COLUMNS[:-1]], new, include_defaults=False)
+    written = made.returning(col(Task.user_id)).cte("made")
+    return (
+        select(written_timestamp(func.now()).label("now"))
+        .where(theirs(who, written))
+        .limit(literal_column("1"))
+    )
+
+
 def _look(once: bool) -> Any:
     who = me_making(swept if once else None)
     held = _each(who, "wanted", fields(TaskRead, Task), hold=True).cte("held").prefix_with("MATERIALIZED")
-    now = func.to_char(
-        func.timezone(literal_column("'UTC'"), func.now()),
-        literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""),
-    )
+    now = written_timestamp(func.now())
     rows = as_array(held).scalar_subquery()
     if not once:
         nothing = cast(null(), Text).label("response")
@@ -312,6 +355,7 @@ def _write(once: bool) -> Any:
     return answer.add_cte(kept.returning(col(KeptAnswer.key)).cte("kept"))
 
 
+MAKE = Statement("tasks.batch_make", _make_all, repeatable=False)
 LOOK = Statement("tasks.batch_look", lambda: _look(once=False), repeatable=False)
 LOOK_ONCE = Statement("tasks.batch_look_once", lambda: _look(once=True), repeatable=False)
 WRITE = Statement("tasks.batch_write", lambda: _write(once=False), repeatable=False)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from src.api import bodies, problems
 from src.errors import Invalid, RequestError
-from src.models import TaskCreate
+from src.models import TaskBatch, TaskCreate
 from src.models.task import BATCH_MAX_OPERATIONS
 
 if TYPE_CHECKING:
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 CANARY = "hunter2-canary"
 JSON = {"content-type": "application/json"}
 GOOD = b'{"title": "a"}'
+
+
+ID = "0197f3a2-6c1e-7b34-9d52-3f8e4a1b2c7d"
+MAKING = f'{{"op":"create","id":"{ID}"'
+
+
+def _batch_of(*operations: str) -> str:
+    return '{"operations":[' + ",".join(operations) + "]}"
+
+
+def _object_of(members: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f"{name}:{value}" for name, value in members) + "}"
 
 
 def refused(body: bytes) -> RequestError:
@@ -103,6 +115,79 @@ def test_what_is_no_json_in_utf8_is_400(name: str) -> None:
 def nested(opening: str, depth: int) -> bytes:
     closing = {"[": "]", "{": "}", '{"a":': "}", '[{"a":': "}]"}[opening]
     return f"{opening * depth}1{closing * depth}".encode()
+
+
+WORDS = st.sampled_from(
+    [
+        "title",
+        "description",
+        "is_completed",
+        "a",
+        "[{,:",
+        "]}",
+        "\\u0061",
+        '\\"',
+        "\\\\",
+        "\\ud800",
+        "\\u0000",
+        "\t",
+        "\xe9",
+        " ",
+    ]
+)
+TEXT = st.lists(WORDS, max_size=3).map(lambda words: '"' + "".join(words) + '"')
+ANYTHING = st.recursive(
+    TEXT | st.sampled_from(["null", "true", "false", "1", "1e999", "NaN", "-0", "9" * 30, '"', "\\", "1 1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda all_: "[" + ",".join(all_) + "]")
+        | st.lists(st.tuples(TEXT, inner), max_size=3).map(_object_of)
+    ),
+    max_leaves=6,
+)
+TITLE = st.tuples(st.sampled_from(['"title"', '"t\\u0069tle"', ' "title" ']), TEXT)
+FIELD = st.tuples(
+    st.sampled_from(['"description"', '"is_completed"']), TEXT | st.sampled_from(["null", "true"])
+)
+MEMBERS = st.lists(TITLE | FIELD | st.tuples(TEXT, ANYTHING), min_size=1, max_size=4)
+
+
+@given(
+    st.one_of(
+        st.lists(TITLE, min_size=1, max_size=2).map(_object_of),
+        st.lists(TITLE | FIELD, min_size=1, max_size=3).map(_object_of),
+        MEMBERS.map(_object_of),
+        ANYTHING,
+    )
+)
+@settings(max_examples=2_000, deadline=None)
+def test_what_is_read_in_one_step_is_what_is_found_step_by_step(text: str) -> None:
+    for shape, around in ((TaskCreate, text), (TaskBatch, _batch_of(f'{MAKING},"task":{text}}}'))):
+        body, strict = around.encode(), bodies.Strict(shape, {})
+        quickly = strict._read(body)
+        try:
+            slowly = strict._examine(body)
+        except RequestError:
+            slowly = None
+        assert quickly is None or quickly == slowly, body
+        # Whoever sends what is well gets there in one step.
+        assert (quickly is None) == (slowly is None) or body.count(b"\\") > 0, body
+
+
+def test_a_name_that_comes_twice_is_found_wherever_it_stands() -> None:
+    made = f'{MAKING},"task":{{"title":"a:b\\\\"}}}}'
+    strict = bodies.Strict(TaskBatch, {})
+    for first, second in (
+        ('"op":"create"', '"op":"create","op":"create"'),
+        ('"title":"a', '"title":"x","title":"a'),
+        ('"title":"a', '"title":"x","\\u0074itle":"a'),
+        (f'"id":"{ID}"', f'"id":"{ID}" , "id" : "{ID}"'),
+    ):
+        body = _batch_of(made, made.replace(first, second))
+        assert first in made
+        assert strict._read(body.replace(second, first).encode()) is not None
+        assert strict._read(body.encode()) is None
+        with pytest.raises(Invalid):
+            strict._examine(body.encode())
 
 
 def test_nesting_is_bounded_exactly() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from pydantic import ValidationError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from src.models import Task, TaskCreate, TaskRead, TaskUpdate, User, UserCreate, UserRead
-from src.models.base import WHITE_SPACE
+from src.models.base import WHITE_SPACE, Text
+from src.models.task import Description, Title
 
 
 def refused(shape: Any, **fields: Any) -> str:
@@ -51,6 +56,29 @@ def test_text_that_postgresql_cannot_hold_is_refused(shape: Any, field: str) -> 
         shape.model_validate_json(r'{"title": "a", "FIELD": "\ud800"}'.replace("FIELD", field))
     with pytest.raises(ValidationError):
         UserCreate(email="a\x00@example.com")
+
+
+@given(st.text(max_size=4) | st.text(st.sampled_from(f"{WHITE_SPACE}\0a"), max_size=4))
+@settings(max_examples=1000, deadline=None)
+def test_a_text_is_taken_out_of_json_where_it_is_taken_out_of_python(text: str) -> None:
+    for kind in (Title, Description, Text):
+        adapter = TypeAdapter(kind)
+        assert _taken(adapter.validate_json, json.dumps(text)) == _taken(adapter.validate_python, text)
+
+
+def test_each_white_space_alone_is_no_title_in_json_either() -> None:
+    title = TypeAdapter(Title)
+    for code in range(0xD800):
+        text = json.dumps(chr(code))
+        assert _taken(title.validate_json, text) == (chr(code) not in f"{WHITE_SPACE}\0"), text
+
+
+def _taken(validate: Callable[[str], object], text: str) -> bool:
+    try:
+        validate(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def test_a_description_has_at_most_10000_code_points() -> None:

@@ -229,6 +229,31 @@ async def test_a_thousand_operations_take_a_handful_of_round_trips(
             assert page.count == 501
 
 
+async def test_new_tasks_alone_take_one_round_trip(postgres: EmbeddedPostgres, app_database_url: str) -> None:
+    ada = somebody()
+    with Proxy(postgres.port) as proxy:
+        async with Database(parse(proxy.through(app_database_url))) as database:
+            await batch(database, ada, make())
+            before = proxy.traffic
+            done = await batch(database, ada, *(make(title=f"{number}") for number in range(1000)))
+            assert (proxy.traffic - before).round_trips == 1
+            made = {result.id: result.task for result in done.results}
+            assert [task.title for task in made.values() if task] == [f"{number}" for number in range(1000)]
+            page = await tasks.page(database, ada.user_id, tasks.PageQuery(count="exact"))
+            assert page.count == 1001
+
+
+async def test_new_tasks_alone_are_named_where_they_cannot_be_made(either: Database) -> None:
+    ada, bob, taken, twice = somebody(), somebody(), uuid4(), uuid4()
+    await batch(either, bob, make(taken))
+    await batch(either, ada, make(taken), make())  # an id is taken by its owner only
+    there = await owned(either, ada)
+    exists = "There is a task of this id."
+    assert await refusal(either, ada, make(), make(taken), make()) == [("/operations/1/id", exists)]
+    assert await refusal(either, ada, make(twice), make(), make(twice)) == [("/operations/2/id", exists)]
+    assert await owned(either, ada) == there
+
+
 SLOW_COMMIT = """
     CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
@@ -246,8 +271,12 @@ async def test_n5_a_lost_answer_to_commit_is_unknown_and_a_key_makes_the_repeat_
         await connection.execute(SLOW_COMMIT)
     with Proxy(postgres.port) as proxy:
         async with Database(parse(proxy.through(app_database_url))) as service:
-            for key, seconds in ((None, None), (KEY, 1)):
-                working = asyncio.create_task(batch(service, ada, make(), idempotency=key))
+            for given, key, seconds in (
+                ([make()], None, None),
+                ([make(task_id := uuid4()), change(task_id, title="b")], None, None),
+                ([make()], KEY, 1),
+            ):
+                working = asyncio.create_task(batch(service, ada, *given, idempotency=key))
                 await _committing(database)
                 proxy.lose_replies(1)
                 with pytest.raises(OutcomeUnknown) as caught:
@@ -255,13 +284,13 @@ async def test_n5_a_lost_answer_to_commit_is_unknown_and_a_key_makes_the_repeat_
                 assert caught.value.retry_after_seconds == seconds
             again = await tasks.batch(service, ada, operations(make()), idempotency=KEY)
             assert again.replayed
-            # The first, the one without a key, and the one with it, once.
-            assert len(await listed(service, ada)) == 3
+            # The first, the two without a key, and the one with it, once.
+            assert len(await listed(service, ada)) == 4
 
 
 async def _committing(database: Database) -> None:
-    """Until somebody's COMMIT is under way."""
-    busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
+    """Until somebody's COMMIT is under way, or that of a statement of its own."""
+    busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'PgSleep'"
     async with asyncio.timeout(60):
         counted = 0
         while not counted:
@@ -277,13 +306,18 @@ TEXTS = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(title=TEXTS.map(lambda text: f"x{text}"), description=st.none() | TEXTS, done=st.booleans())
+@given(
+    title=TEXTS.map(lambda text: f"x{text}"),
+    description=st.none() | TEXTS,
+    done=st.booleans(),
+    key=st.sampled_from([None, KEY]),
+)
 async def test_the_answers_bytes_are_those_that_reading_gives(
-    app_database: Database, title: str, description: str | None, done: bool
+    app_database: Database, title: str, description: str | None, done: bool, key: IdempotencyKey | None
 ) -> None:
     ada = somebody()
     given = make(title=title, description=description, is_completed=done)
-    answer = await tasks.batch(app_database, ada, operations(given))
+    answer = await tasks.batch(app_database, ada, operations(given), idempotency=key)
     (result,) = json.loads(answer.body)["results"]
     stored = await tasks.read(app_database, ada.user_id, UUID(result["id"]))
     assert f'"task":{stored.body}}}' in answer.body
