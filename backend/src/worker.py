@@ -277,9 +277,10 @@ class Worker(uvicorn.Server):
         """Let requests end and close what is idle; gives the number of requests cancelled at the bound."""
         began = time.monotonic()
         while True:
-            # The pause comes first, so that what has already arrived is read before anything is closed.
-            await asyncio.sleep(0.02)
+            # The pause comes after the look at the clock, so that what had arrived by then is read before anything is
+            # closed as silent, however long the machine lets us wait.
             elapsed = time.monotonic() - began
+            await asyncio.sleep(0.02)
             for connection in self._connections():
                 if _is_idle(connection, elapsed):
                     connection.transport.close()

@@ -2,7 +2,7 @@
 
 `python serving.py supervise '{"workers": 2}'` runs the supervisor; it starts `python serving.py work`.
 What the application does at its start is said by TEST_START (ok, refused, configuration, exit, broken, kill,
-hang, or stuck); a file named by TEST_START_FILE overrides it, so that a test can change its mind. With
+kill once, hang, or stuck); a file named by TEST_START_FILE overrides it, so that a test can change its mind. With
 TEST_APP=product it is the product, and beside its own routes some that do what no route may.
 """
 
@@ -49,6 +49,9 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         case "broken":
             raise RuntimeError("the start is broken")
         case "kill":
+            os.kill(os.getpid(), 9)
+        case "kill once":
+            Path(os.environ["TEST_START_FILE"]).write_text("ok")
             os.kill(os.getpid(), 9)
         case "hang":
             print("hanging", file=sys.stderr, flush=True)

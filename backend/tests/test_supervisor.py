@@ -32,6 +32,7 @@ from processes import command_line, copy_program, descendants
 from src.services.embedded import running_url
 
 SCRIPT = Path(__file__).with_name("serving.py")
+PATIENCE = 60
 
 
 class Service:
@@ -84,11 +85,11 @@ class Service:
         return host, int(port)
 
     def connect(self) -> Any:
-        self._connections.append(http.client.HTTPConnection(*self.address, timeout=20))
+        self._connections.append(http.client.HTTPConnection(*self.address, timeout=PATIENCE))
         return self._connections[-1]
 
     def socket(self) -> Any:
-        self._connections.append(socket.create_connection(self.address, timeout=20))
+        self._connections.append(socket.create_connection(self.address, timeout=PATIENCE))
         return self._connections[-1]
 
     def ask(self, path: str) -> tuple[int, bytes, http.client.HTTPResponse]:
@@ -228,11 +229,9 @@ def test_a_start_that_keeps_failing_ends_with_1_after_a_few_attempts(service: Ma
 
 
 def test_a_start_that_fails_once_is_repeated(service: Make, tmp_path: Path) -> None:
-    (tmp_path / "start").write_text("kill")
-    one = service().start()
-    until(lambda: one.events("worker.did-not-start"))
-    (tmp_path / "start").write_text("ok")
-    one.serving()
+    (tmp_path / "start").write_text("kill once")
+    one = service().start().serving()
+    assert len(one.events("worker.did-not-start")) == 1
 
 
 def test_a_taken_port_is_said_in_one_line_and_ends_with_1(service: Make) -> None:
@@ -281,14 +280,13 @@ def test_forwarded_headers_are_believed_only_from_trusted_proxies(service: Make)
 def test_a_killed_supervisors_metrics_directory_is_taken_away_by_the_next(service: Make) -> None:
     first = service(workers=2).start().serving(workers=2)
     left = Path(first.facts()["environment"]["PROMETHEUS_MULTIPROC_DIR"])
-    workers = first.workers()
     # Once it is dead, any supervisor that starts takes it away, also that of a test beside this one.
     assert left.is_dir()
-    first.process.kill()
-    first.process.wait()
-    until(lambda: not any(psutil.pid_exists(pid) for pid in workers))
+    first.signal(signal.SIGKILL)
+    first.ended()
+    until(lambda: not first.children())
     service(workers=2).start().serving(workers=2)
-    assert not left.exists()
+    until(lambda: not left.exists())
 
 
 def test_several_workers_share_a_fresh_metrics_directory_that_is_removed_at_the_end(service: Make) -> None:
@@ -311,16 +309,29 @@ def test_several_workers_share_a_fresh_metrics_directory_that_is_removed_at_the_
 
 def test_many_connections_at_once_reach_both_workers(service: Make) -> None:
     one = service(workers=2).start().serving(workers=2)
+    workers = one.workers()
+    # A worker helps itself from the queue of one that is slow to come. While both stand still, neither does.
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in workers))
     connections = [one.connect() for _ in range(64)]
     for connection in connections:
-        connection.connect()
-    reached = []
-    for connection in connections:
         connection.request("GET", "/facts")
-        reached.append(json.loads(connection.getresponse().read())["pid"])
-        connection.close()
+    queues = waiting_at(one.address[1])
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
     # 64 fair coins: fewer than 8 heads comes up less than once in ten thousand million runs.
-    assert min(reached.count(pid) for pid in one.workers()) >= 8
+    assert (len(queues), sum(queues)) == (2, 64)
+    assert min(queues) >= 8
+    reached = [json.loads(connection.getresponse().read())["pid"] for connection in connections]
+    assert set(reached) <= set(workers)
+
+
+def waiting_at(port: int) -> list[int]:
+    """How many connections wait in each queue of that port, as the kernel counts them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [row for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"]
+    return [int(row[4].partition(":")[2], 16) for row in listening]
 
 
 # Falling
@@ -392,11 +403,10 @@ def test_kill_9_during_the_start_leaves_no_process(service: Make, how: str, wher
 
 
 def test_sigterm_makes_it_not_ready_while_it_still_accepts_and_then_ends_with_0(service: Make) -> None:
-    one = service(drain_grace_seconds=4).start().serving()
+    one = service(drain_grace_seconds=60).start().serving()
     kept = one.connect()
     kept.request("GET", "/readyz")
     assert kept.getresponse().read() == b'{"draining":false}'
-    began = time.monotonic()
     one.signal(signal.SIGTERM)
     until(lambda: one.ask("/readyz")[0] == 503)
     for _ in range(3):
@@ -406,10 +416,19 @@ def test_sigterm_makes_it_not_ready_while_it_still_accepts_and_then_ends_with_0(
     kept.request("GET", "/facts")
     answer = kept.getresponse()
     assert (answer.status, answer.headers["connection"]) == (200, "close")
+    # The grace is for load balancers: Ctrl-C does not wait for the rest of it.
+    one.signal(signal.SIGINT)
     assert one.ended() == 0
-    assert time.monotonic() - began > 3.9
     with pytest.raises(ConnectionRefusedError):
         one.ask("/facts")
+
+
+def test_the_grace_before_a_drain_is_as_long_as_it_is_set(service: Make) -> None:
+    one = service(drain_grace_seconds=2).start().serving()
+    began = time.monotonic()
+    one.signal(signal.SIGTERM)
+    assert one.ended() == 0
+    assert time.monotonic() - began >= 2
 
 
 def test_requests_in_flight_at_sigterm_are_finished(service: Make) -> None:
@@ -418,17 +437,40 @@ def test_requests_in_flight_at_sigterm_are_finished(service: Make) -> None:
     slow.request("GET", "/facts?seconds=1")
     streamed.request("GET", "/stream")
     begun.sendall(b"GET /facts HTTP/1.1\r\nhost: x\r\n")  # Its headers are not yet complete.
-    late, silent = one.socket(), one.socket()  # Connected, and nothing said yet.
+    silent = one.socket()  # Connected, and nothing said.
     time.sleep(0.3)
     one.signal(signal.SIGTERM)
-    time.sleep(0.2)
-    late.sendall(b"GET /facts HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert b"200 OK" in late.recv(4096)
+    until(lambda: refused(one))
     begun.sendall(b"\r\n")
     assert b"200 OK" in begun.recv(4096)
     assert slow.getresponse().status == 200
     assert streamed.getresponse().read().split() == [b"%d" % number for number in range(10)]
     assert silent.recv(1) == b""
+    assert one.ended() == 0
+
+
+def refused(one: Service) -> bool:
+    """Whether nobody is let in any more."""
+    try:
+        one.socket()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_request_that_comes_during_a_drain_on_a_connection_from_before_is_answered_however_late_it_is_read(
+    service: Make,
+) -> None:
+    one = service().start().serving()
+    [worker] = one.workers()
+    late = one.socket()
+    one.signal(signal.SIGTERM)
+    until(lambda: refused(one))
+    os.kill(worker, signal.SIGSTOP)
+    late.sendall(b"GET /facts HTTP/1.1\r\nhost: x\r\n\r\n")
+    time.sleep(1)  # Longer than one may stay silent then.
+    os.kill(worker, signal.SIGCONT)
+    assert b"200 OK" in late.recv(4096)
     assert one.ended() == 0
 
 
@@ -451,7 +493,7 @@ def test_a_worker_that_does_not_leave_is_killed(service: Make) -> None:
     [worker] = one.workers()
     os.kill(worker, signal.SIGSTOP)
     one.signal(signal.SIGTERM)
-    assert one.ended(30) == 0
+    assert one.ended() == 0
     assert one.events("worker.killed-as-too-slow")
 
 
@@ -480,6 +522,10 @@ class Load:
                 except ConnectionRefusedError:
                     self.refused += 1
                     return
+                except OSError as error:
+                    # It was let in, and out again before it knew.
+                    self.failures.append(repr(error))
+                    continue
             try:
                 keep = await asyncio.wait_for(self._ask(*streams), 60)
                 self.answered += 1
@@ -604,15 +650,16 @@ def test_ctrl_c_drains_and_a_second_one_hurries(service: Make) -> None:
     terminal.close()
 
 
-def test_ctrl_c_during_the_start_is_quiet(service: Make) -> None:
-    one = service(workers=2)
+@pytest.mark.parametrize(("how", "where"), [("stuck", "stuck\n"), ("hang", "hanging\n")])
+def test_ctrl_c_during_the_start_is_quiet(service: Make, how: str, where: str) -> None:
+    one = service(workers=2, environment={"TEST_START": how})
     terminal = Terminal(one)
-    until(one.workers)
+    until(lambda: one.log == where)
     one.children()
     terminal.ctrl_c()
     assert one.ended() == 0
     until(lambda: not one.children())
-    assert one.log == ""
+    assert one.log == where
     terminal.close()
 
 
@@ -666,14 +713,20 @@ def test_a_changed_source_restarts_the_worker_and_a_broken_one_is_waited_out(
     one = service(script=backend / "tests" / "serving.py", reload=True).start().serving()
     first = one.facts()["pid"]
     version = backend / "src" / "version.py"
-    version.write_text(version.read_text() + "\n# changed\n")
+
+    def change(line: str) -> None:
+        """At once and whole: a file that is seen half written has changed twice."""
+        (tmp_path / "next").write_text(f"{version.read_text()}\n# {line}\n")
+        (tmp_path / "next").replace(version)
+
+    change("changed")
     until(lambda: one.facts()["pid"] != first)
     assert one.events("source.changed")
     (tmp_path / "start").write_text("broken")
-    version.write_text(version.read_text() + "\n# and again\n")
+    change("and again")
     until(lambda: one.events("worker.waits-for-change"))
     (tmp_path / "start").write_text("ok")
-    version.write_text(version.read_text() + "\n# and mended\n")
+    change("and mended")
     assert one.facts()["draining"] is False
     one.signal(signal.SIGTERM)
     assert one.ended() == 0
@@ -702,7 +755,7 @@ def test_the_embedded_postgres_serves_the_workers_and_stops_after_them(service: 
 
 def test_kill_9_of_the_supervisor_leaves_no_postgres(service: Make, tmp_path: Path) -> None:
     one = service(embedded=True, data_directory=str(tmp_path / "data")).start().serving()
-    assert len(one.children()) > 5
+    until(lambda: len(one.children()) > 5)
     one.signal(signal.SIGKILL)
     one.ended()
     until(lambda: not one.children())
@@ -733,17 +786,20 @@ def test_a_second_run_on_the_same_data_says_who_holds_it_and_ends_with_1(
 def test_ctrl_c_in_the_terminal_reaches_postgres_only_after_the_requests(
     service: Make, tmp_path: Path
 ) -> None:
-    one = service(embedded=True, data_directory=str(tmp_path / "data"))
+    one = service(embedded=True, data_directory=str(tmp_path / "data"), shutdown_timeout_seconds=60)
     terminal = Terminal(one)
     one.serving()
-    slow = one.connect()
-    slow.request("GET", "/facts?seconds=3")
+    slow, stubborn = one.connect(), one.connect()
+    slow.request("GET", "/facts?seconds=2")
+    stubborn.request("POST", "/stubborn")
     time.sleep(0.3)
     one.children()
     terminal.ctrl_c()
-    time.sleep(0.4)
-    assert running_url(tmp_path / "data") is not None
     assert slow.getresponse().status == 200
+    # As long as one of them is under way.
+    assert running_url(tmp_path / "data") is not None
+    terminal.ctrl_c()
+    assert stubborn.getresponse().status == 504
     assert one.ended() == 0
     assert not one.children()
     terminal.close()
