@@ -189,7 +189,7 @@ def served(*, source: Path | None = None, **settings: str) -> Iterator[Served]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(60)
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)

@@ -32,6 +32,7 @@ from src.cli import app
 from src.config.settings import Settings
 from src.main import create_app
 from src.services.metrics import Metrics
+from waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -431,7 +432,7 @@ class Clone:
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:
-                process.wait(20)
+                process.wait(60)
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -529,11 +530,15 @@ def test_the_tour_of_the_readme(clone: Clone) -> None:
         assert json.loads(listed.stdout) == rows[1]
 
         assert ask(f"{service}/readyz") == {"status": "ready", "database": "up", "reason": None}
-        assert ask(f"{service}/health")["status"] == "pass"
-
-        verified = clone.type("make verify", PORT=service.rpartition(":")[2])
-        assert verified.returncode == 0, verified.stderr
         documented = re.findall(r"^✓ (.{16})", (ROOT / "docs" / "setup.md").read_text(), re.MULTILINE)
-        assert re.findall(r"^✓ (.{16})", verified.stderr, re.MULTILINE) == documented
         assert len(documented) > 10
+
+        def all_is_well() -> bool:
+            """A loop that was held up on a busy machine is a warning for ten seconds."""
+            until(lambda: ask(f"{service}/health")["status"] == "pass")
+            verified = clone.type("make verify", PORT=service.rpartition(":")[2])
+            assert verified.returncode == 0, verified.stderr
+            return re.findall(r"^✓ (.{16})", verified.stderr, re.MULTILINE) == documented
+
+        until(all_is_well)
     assert not (clone.backend / ".data" / "postgres" / "postmaster.pid").exists()

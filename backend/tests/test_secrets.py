@@ -463,7 +463,7 @@ def test_every_form_of_it_would_be_found(form: str) -> None:
         "print(url)",
         "import sys; sys.stderr.write(repr(connection.asyncpg_arguments()))",
         "import logging; logging.warning('%s', connection.password.get_secret_value())",
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(1)', url])",
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', url])",
         "raise RuntimeError(settings.database_url.get_secret_value()[-40:])",
         "type(connection).redacted = lambda self: url; from src.cli import main; main(['config'])",
     ],
@@ -473,5 +473,6 @@ def test_a_planted_leak_is_found(stage: Stage, leak: str) -> None:
         "from src.config.settings import load_settings, require_database; settings = load_settings();"
         "connection = require_database(settings); url = settings.database_url.get_secret_value(); "
     )
-    ran = stage.run("-c", known + leak, url=stage.url("good"))
-    assert leaks.found(ran.everything)
+    with stage.started("-c", known + leak, url=stage.url("good")) as running:
+        running.until(lambda: leaks.found(running.ran().everything) or running.process.poll() is not None)
+    assert leaks.found(running.ran().everything)

@@ -30,9 +30,9 @@ import pytest
 
 from processes import command_line, copy_program, descendants
 from src.services.embedded import running_url
+from waiting import PATIENCE, until
 
 SCRIPT = Path(__file__).with_name("serving.py")
-PATIENCE = 60
 
 
 class Service:
@@ -140,15 +140,6 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def until(
-    true: Callable[[], object], seconds: float = 60, what: Callable[[], str] = lambda: "it never came true"
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 @pytest.fixture

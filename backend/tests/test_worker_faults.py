@@ -25,6 +25,7 @@ from src.services.embedded import EmbeddedPostgres
 from src.services.embedded_roles import APPLICATION
 from src.services.signing import SigningKeys, new_key, seeds
 from test_supervisor import SCRIPT, Service
+from waiting import PATIENCE, eventually
 
 KEY = new_key()
 
@@ -51,7 +52,7 @@ def product(tmp_path: Path, app_database_url: str, database_url: str) -> Iterato
 
 def client_of(one: Service) -> httpx.AsyncClient:
     host, port = one.address
-    return httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30)
+    return httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=PATIENCE)
 
 
 async def test_p4_a_blocked_event_loop_is_a_warning_in_health_and_a_number_in_the_metrics(
@@ -59,13 +60,23 @@ async def test_p4_a_blocked_event_loop_is_a_warning_in_health_and_a_number_in_th
 ) -> None:
     one = product().start().serving()
     async with client_of(one) as client:
+
+        async def lag() -> dict[str, Any]:
+            (check,) = (await client.get("/health")).json()["checks"]["event_loop:lag"]
+            return check
+
+        async def is_told() -> bool:
+            return float((await lag()).get("observedValue") or 0) > 2
+
+        async def is_forgotten() -> bool:
+            return not await is_told()
+
         assert (await client.post("/block", params={"seconds": 3})).text == "blocked"
-        await asyncio.sleep(0.2)
+        await eventually(is_told)
         answer = await client.get("/health")
         said = answer.json()
         (check,) = said["checks"]["event_loop:lag"]
         assert (answer.status_code, said["status"], check["status"]) == (200, "warn", "warn")
-        assert check["observedValue"] > 2
         assert "blocked" in check["output"]
         numbers = (await client.get("/metrics")).text
         total, short = (
@@ -76,9 +87,8 @@ async def test_p4_a_blocked_event_loop_is_a_warning_in_health_and_a_number_in_th
         )
         assert total > short
         # What it was is told for ten seconds, and no longer.
-        await asyncio.sleep(12)
-        (check,) = (await client.get("/health")).json()["checks"]["event_loop:lag"]
-        assert check["observedValue"] < 2
+        await asyncio.sleep(10)
+        await eventually(is_forgotten)
 
 
 async def test_r2_without_a_file_descriptor_it_says_503_and_it_recovers(
@@ -126,7 +136,7 @@ async def ask_anew(one: Service) -> int | None:
         reader, writer = await asyncio.open_connection(*one.address)
         try:
             writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            return int((await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).split()[1])
+            return int((await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)).split()[1])
         finally:
             writer.close()
     return None
@@ -152,7 +162,7 @@ async def test_r6_a_drain_that_overruns_leaves_all_of_a_write_or_nothing(
         shutdown_timeout_seconds="1",
         signing_keys=KEY,
     ) as service:
-        async with httpx.AsyncClient(base_url=service.address, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=service.address, timeout=PATIENCE) as client:
             ana = Caller(client, SigningKeys(seeds(KEY)))
             first = await ana.create("before")
             transaction = operator.transaction()
@@ -184,15 +194,14 @@ async def test_r6_a_drain_that_overruns_leaves_all_of_a_write_or_nothing(
             answer = await write
             await transaction.rollback()
             assert answer.status_code in (503, 504)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             others = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
             while await operator.fetchval(others, name):
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
-        said = service.log
+            await eventually(lambda: '"cancelled":true' in service.log, lambda: service.log)
     new = await operator.fetchval("SELECT count(*) FROM tasks WHERE title = 'new'")
     await operator.close()
     whole = {"import": MANY, "batch": 100, "one": 1}[how]
     # 503 says that nothing was written; 504 that it may have been, as a whole.
     assert new in ((0,) if answer.status_code == 503 else (0, whole))
-    assert '"cancelled":true' in said

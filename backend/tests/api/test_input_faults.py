@@ -15,6 +15,7 @@ import naughty
 from asking import TASKS, Caller, hold, people, problem, served
 from src.config.settings import load_settings
 from src.services.signing import SigningKeys
+from waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Serve
@@ -252,7 +253,7 @@ def test_i15_line_breaks_and_escapes_leave_one_clean_line(app_database_url: str,
             % len(title),
         ]
         for head in heads:
-            with socket.create_connection((place.hostname, place.port or 80), timeout=10) as connection:
+            with socket.create_connection((place.hostname, place.port or 80), timeout=PATIENCE) as connection:
                 connection.sendall(
                     head
                     + b"Host: localhost\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n"
@@ -263,6 +264,12 @@ def test_i15_line_breaks_and_escapes_leave_one_clean_line(app_database_url: str,
             assert b" 500 " not in answer.split(b"\r\n", 1)[0]
             head_lines = answer.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
             assert not any(line.startswith(b"forged") for line in head_lines)
+
+        def requests_logged() -> int:
+            return sum('"event":"request"' in line for line in service.log.splitlines()[before:])
+
+        # A request is logged after its answer.
+        until(lambda: requests_logged() == len(heads), lambda: service.log)
         lines = service.log.splitlines()[before:]
         events = [json.loads(line) for line in lines]  # Each line is one event.
         assert [event["event"] for event in events if event["event"] == "request"] == ["request"] * len(heads)
