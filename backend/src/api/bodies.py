@@ -13,12 +13,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final, Generic, NoReturn, TypeVar
-from uuid import UUID
 
-from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import InputFault, Invalid
+from ..models.reading import names_in, structure_of
 from . import problems
 
 JSON: Final = "application/json"
@@ -28,10 +28,6 @@ MAX_VALUES: Final = 20_000
 _INT64: Final = range(-(2**63), 2**63)
 # A string, also one that does not end: what follows its opening quote is consumed at once and never tried again.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
-_QUOTED: Final = re.compile(rb'"[^"]*+"?')
-_NEITHER_STRUCTURE_NOR_QUOTE: Final = bytes(set(range(256)) - set(b'[]{},:"'))
-_SCALARS: Final = frozenset({str, bool, int, float, type(None), UUID, SecretStr})
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b"[]{},"))
 _STEPS: Final = {ord("["): 1, ord("]"): -1}
 _ALIKE: Final = bytes.maketrans(b"{}", b"[]")
@@ -59,7 +55,7 @@ class Strict(Generic[Shape]):
 
     def _read(self, content: bytes) -> Shape | None:
         """In one step from bytes to shape; None for what is not well, or not quickly known to be."""
-        structure = _structure(content)
+        structure = structure_of(content)
         if not _is_small(structure):
             return None
         try:
@@ -67,7 +63,7 @@ class Strict(Generic[Shape]):
         except ValidationError:
             return None
         # Of a name that comes twice in one object the parser behind this keeps the later value.
-        return found if structure.count(b":") == _names(found) else None
+        return found if structure.count(b":") == names_in(found) else None
 
     def _examine(self, content: bytes) -> Shape:
         """Step by step, to say what is wrong."""
@@ -158,7 +154,7 @@ def _bound(body: bytes) -> None:
     Where brackets do not pair up the decoder stops at the first that does not, so what comes later cannot matter.
     """
     opened = body.count(b"[") + body.count(b"{")
-    if (opened <= MAX_DEPTH and opened + body.count(b",") <= MAX_VALUES) or _is_small(_structure(body)):
+    if (opened <= MAX_DEPTH and opened + body.count(b",") <= MAX_VALUES) or _is_small(structure_of(body)):
         return
     structure = _STRINGS.sub(b"", body).translate(_ALIKE, _NOT_STRUCTURE)
     brackets = structure.translate(None, b",")[: 2 * MAX_VALUES]
@@ -166,17 +162,6 @@ def _bound(body: bytes) -> None:
         raise problems.Malformed(f"The body is not valid JSON, or nested more than {MAX_DEPTH} deep.")
     if structure.count(b"[") + structure.count(b",") > MAX_VALUES:
         raise _refused(f"Has more than {MAX_VALUES} values.")
-
-
-def _structure(body: bytes) -> bytes:
-    """What stands outside of strings, of brackets (all square), commas and colons; nothing certain of what is no JSON.
-
-    Two quotes side by side go: what lies between others is inside a string, or outside, as it was before. So most
-    strings go without a look at each.
-    """
-    if b"\\" in body:
-        body = _ESCAPES.sub(b"", body)
-    return _QUOTED.sub(b"", body.translate(_ALIKE, _NEITHER_STRUCTURE_NOR_QUOTE).replace(b'""', b""))
 
 
 def _is_small(structure: bytes) -> bool:
@@ -190,21 +175,6 @@ def _is_small(structure: bytes) -> bool:
         # The innermost of each: one level less.
         brackets = brackets.replace(b"[]", b"")
     return not brackets
-
-
-def _names(shape: BaseModel) -> int:
-    """How many names stood in what was sent, where none stood twice in one object and all are of the shape."""
-    count = 0
-    level: list[Any] = [shape]
-    while level:
-        sent = [(one.__dict__, one.__pydantic_fields_set__) for one in level]
-        count += sum([len(names) for _, names in sent])
-        inside = [
-            values[name] for values, names in sent for name in names if type(values[name]) not in _SCALARS
-        ]
-        level = [one for one in inside if type(one) is not list]
-        level += [one for many in inside if type(many) is list for one in many if type(one) not in _SCALARS]
-    return count
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

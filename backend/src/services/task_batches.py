@@ -41,7 +41,7 @@ from ..models.rendering import as_array, as_json_string, fields, form, written_t
 from .idempotency import IdempotencyKey, claim, key_values, swept
 from .ownership import Author, me_making, me_writing, mine, revoked_is_unauthenticated, theirs
 from .statements import Statement
-from .task_rows import ANY_VERSION, NOBODYS, after, array_rows, etag_of, instant
+from .task_rows import ANY_VERSION, NOBODYS, TASK_KEY, after, array_rows, etag_of, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 _EXISTS: Final = "There is a task of this id."
 _CHANGED: Final = "The task is of another version."
-_OWN_KEY: Final = "pk_tasks"
 _GIVEN: Final = ("title", "description", "is_completed")
 _COLUMNS: Final = ("id", *_GIVEN, "version")
 _TYPES: Final = (Uuid, Text, Text, Boolean, Integer)
@@ -105,7 +104,7 @@ async def _make(db: Database, author: Author, operations: Sequence[TaskOperation
     try:
         now = await db.value(MAKE, **values)
     except Conflict as conflict:
-        if conflict.constraint != _OWN_KEY:
+        if conflict.constraint != TASK_KEY:
             raise
         # Which ids are taken is for the other way to say.
         return None
@@ -122,7 +121,7 @@ async def _unless_made_meanwhile(db: Database, author: Author, work: Any) -> Bat
         try:
             made: Batched = await db.atomically(work, owner=author.user_id, name="tasks.batch")
         except Conflict as conflict:
-            if conflict.constraint != _OWN_KEY:
+            if conflict.constraint != TASK_KEY:
                 raise
             met = conflict
         else:

@@ -37,6 +37,9 @@ from .ownership import mine
 
 NOBODYS: Final = "There is no such task."
 
+TASK_KEY: Final = "pk_tasks"
+"""What says of a Conflict that the owner has a task of this id."""
+
 ANY_VERSION: Final = "*"
 """As `if_match`: any version will do, as long as there is one."""
 

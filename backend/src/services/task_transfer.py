@@ -6,27 +6,27 @@ Both hold one connection for as long as they take, so a process does one of them
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import UUID
 from weakref import WeakSet
 
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Boolean, Integer, Text, Uuid, cast, func, select
+from sqlalchemy import ARRAY, Boolean, Integer, Text, Uuid, bindparam, case, cast, func, select
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
-from ..errors import InputFault, Invalid, TooManyRequests, Unavailable
+from ..errors import Conflict, InputFault, Invalid, TooManyRequests, Unavailable
 from ..models import Task, TaskImport, TaskRead
-from ..models.rendering import as_object, fields, render_timestamp
+from ..models.rendering import as_object, fields
 from .ownership import Author, me_making, me_writing, revoked_is_unauthenticated
 from .statements import Statement
-from .task_rows import after, array_rows, instant
+from .task_lines import CHUNK_LINES, FAULTS_MAX, fault, read, said
+from .task_rows import TASK_KEY, after, array_rows, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -35,18 +35,7 @@ if TYPE_CHECKING:
 STALL_SECONDS: Final = 30.0
 """An export ends when nobody takes its next piece, or the database gives none, for so long."""
 
-LINE_MAX_BYTES: Final = 256 * 1024
-"""The longest task, with every character escaped, has half of it."""
-
-BLANK_LINES_MAX: Final = 1000
-"""Enough for every habit of writing, too few to keep anybody waiting."""
-
-FAULTS_MAX: Final = 20
-"""After so many faulty lines an import looks no further."""
-
 _PIECES: Final = 4
-_SLICE_LINES: Final = 100
-_CHUNK_LINES: Final = 1_000
 # The longest tasks fill a chunk sooner: while one is stored the next is read, so two are held at a time.
 _CHUNK_BYTES: Final = 1 << 20
 # asyncpg's bound on a whole COPY, which may take as long as its reader likes: STALL_SECONDS bounds each piece.
@@ -152,12 +141,6 @@ class Loaded:
     count: int
 
 
-class _Line(NamedTuple):
-    number: int
-    size: int
-    task: TaskImport
-
-
 async def load(
     db: Database, author: Author, file: BinaryIO, *, on_progress: Callable[[int], None] | None = None
 ) -> Loaded:
@@ -171,34 +154,57 @@ async def load(
     """
     with _alone(db):
         faults: list[InputFault] = []
-        async for _ in _read(file, faults):
+        async for _ in read(file, faults):
             if len(faults) >= FAULTS_MAX:
                 break
         if faults:
-            raise Invalid(_said(faults), faults=faults)
-        await asyncio.to_thread(file.seek, 0)
+            raise Invalid(said(faults), faults=faults)
         with revoked_is_unauthenticated():
-            async with db.transaction(owner=author.user_id) as connection:
-                return await _load(connection, author, file, on_progress)
+            try:
+                return await _in_one_transaction(db, author, file, on_progress, STORE)
+            except Conflict as conflict:
+                if conflict.constraint != TASK_KEY:
+                    raise
+            # An id is taken. To store in such a way that it can be said which takes PostgreSQL a fifth longer.
+            return await _in_one_transaction(db, author, file, on_progress, STORE_NEW)
+
+
+async def _in_one_transaction(
+    db: Database,
+    author: Author,
+    file: BinaryIO,
+    on_progress: Callable[[int], None] | None,
+    store: Statement,
+) -> Loaded:
+    await asyncio.to_thread(file.seek, 0)
+    async with db.transaction(owner=author.user_id) as connection:
+        return await _load(connection, author, file, on_progress, store)
 
 
 async def _load(
-    connection: Connection, author: Author, file: BinaryIO, on_progress: Callable[[int], None] | None
+    connection: Connection,
+    author: Author,
+    file: BinaryIO,
+    on_progress: Callable[[int], None] | None,
+    store: Statement,
 ) -> Loaded:
     values = {"owner": author.user_id, "epoch": author.epoch, "email": author.email}
     await connection.execute(PROVISION.sql, *PROVISION.arguments(values))
     count = size = 0
-    chunk: list[_Line] = []
+    numbers: list[int] = []
+    tasks: list[TaskImport] = []
     storing: asyncio.Task[int] | None = None
     try:
         # While PostgreSQL stores a chunk, the next one is read.
-        async for lines in _read(file, []):
-            chunk += lines
-            size += sum(line.size for line in lines)
-            if len(chunk) >= _CHUNK_LINES or size >= _CHUNK_BYTES:
+        async for lines in read(file, []):
+            numbers += lines.numbers
+            tasks += lines.tasks
+            size += lines.size
+            if len(tasks) >= CHUNK_LINES or size >= _CHUNK_BYTES:
+                values = _columns(author, tasks)
                 count += await storing if storing is not None else 0
-                storing = asyncio.create_task(_store(connection, author, chunk), name="tasks-import")
-                chunk, size = [], 0
+                storing = asyncio.create_task(_store(connection, store, values, numbers), name="tasks-import")
+                numbers, tasks, size = [], [], 0
                 if on_progress is not None:
                     on_progress(count)
         count += await storing if storing is not None else 0
@@ -206,110 +212,42 @@ async def _load(
         if storing is not None:
             storing.cancel()
             await asyncio.gather(storing, return_exceptions=True)
-    if chunk:
-        count += await _store(connection, author, chunk)
+    if tasks:
+        count += await _store(connection, store, _columns(author, tasks), numbers)
     if on_progress is not None:
         on_progress(count)
     return Loaded(count)
 
 
-async def _store(connection: Connection, author: Author, lines: list[_Line]) -> int:
-    """Raises `Invalid` for ids that are taken."""
+def _columns(author: Author, tasks: list[TaskImport]) -> dict[str, Any]:
     values: dict[str, Any] = {"owner": author.user_id, "epoch": author.epoch}
-    values |= {f"new_{name}": [getattr(line.task, name) for line in lines] for name in _COLUMNS}
-    values |= {f"new_{name}": [_written(getattr(line.task, name)) for line in lines] for name in _INSTANTS}
-    stored = set(await connection.fetchval(STORE.sql, *STORE.arguments(values)) or ())
+    values |= {f"new_{name}": list(map(attrgetter(name), tasks)) for name in _COLUMNS}
+    values |= {f"new_{name}": list(map(_written, map(attrgetter(name), tasks))) for name in _INSTANTS}
+    return values
+
+
+async def _store(connection: Connection, store: Statement, values: dict[str, Any], numbers: list[int]) -> int:
+    """Raises `Invalid` for ids that are taken, where `store` leaves those out."""
+    row = await connection.fetchrow(store.sql, *store.arguments(values))
+    assert row is not None
+    count, ids = row
+    if count == len(numbers):
+        return len(numbers)
+    stored = set(ids or ())
     faults: list[InputFault] = []
-    for line in lines:
-        if line.task.id in stored:
+    for number, task_id in zip(numbers, values["new_id"], strict=True):
+        if task_id in stored:
             # Whoever comes with the same id again does not find it any more.
-            stored.discard(line.task.id)
+            stored.discard(task_id)
         elif len(faults) < FAULTS_MAX:
-            faults.append(_fault(line.number, "/id", "There is a task of this id."))
-    if faults:
-        raise Invalid(_said(faults), faults=faults)
-    return len(lines)
-
-
-async def _read(file: BinaryIO, faults: list[InputFault]) -> AsyncIterator[list[_Line]]:
-    """The lines in slices that are looked at in a millisecond or two; what is wrong with others goes to `faults`.
-
-    Reading waits in a thread. Validating does not: a thread that keeps the interpreter busy would delay whatever
-    the event loop does by its switch interval, each time.
-    """
-    number = blank = 0
-    while raw := await asyncio.to_thread(_some, file):
-        for start in range(0, len(raw), _SLICE_LINES):
-            lines = []
-            for text in raw[start : start + _SLICE_LINES]:
-                number += 1
-                if not text.strip():
-                    blank += 1
-                    if blank > BLANK_LINES_MAX:
-                        # Millions of them would keep the transaction waiting for a line that is one.
-                        faults.append(
-                            _fault(number, "", f"Is one of more than {BLANK_LINES_MAX} blank lines.")
-                        )
-                        return
-                elif (task := _task(number, text, faults)) is not None:
-                    lines.append(_Line(number, len(text), task))
-            yield lines
-            await asyncio.sleep(0)
-
-
-def _some(file: BinaryIO) -> list[bytes]:
-    """The next lines; of one that is too long, no more than shows that it is."""
-    lines: list[bytes] = []
-    size = 0
-    while len(lines) < _CHUNK_LINES and size < LINE_MAX_BYTES and (line := file.readline(LINE_MAX_BYTES + 1)):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(LINE_MAX_BYTES)):
-            pass
-        lines.append(line)
-        size += len(line)
-    return lines
-
-
-def _task(number: int, text: bytes, faults: list[InputFault]) -> TaskImport | None:
-    if len(text) > LINE_MAX_BYTES:
-        faults.append(_fault(number, "", f"Is longer than {LINE_MAX_BYTES} bytes."))
-        return None
-    try:
-        return _IMPORT.validate_python(_JSON.decode(text.decode("utf-8-sig" if number == 1 else "utf-8")))
-    except ValidationError as error:
-        for each in error.errors(include_url=False, include_context=False, include_input=False):
-            # An unknown field's own name is input, and is not said.
-            known = () if each["type"] == "extra_forbidden" else each["loc"]
-            faults.append(_fault(number, "".join(f"/{step}" for step in known), f"{each['msg']}."))
-    except (ValueError, RecursionError):
-        faults.append(_fault(number, "", "Is not a JSON object in UTF-8 that names each field once."))
-    return None
+            faults.append(fault(number, "/id", "There is a task of this id."))
+    raise Invalid(said(faults), faults=faults)
 
 
 def _written(moment: datetime | None) -> str | None:
-    return None if moment is None else render_timestamp(moment)
+    return None if moment is None else moment.isoformat()
 
 
-def _fault(number: int, field: str, detail: str) -> InputFault:
-    return InputFault(f"/{number - 1}{field}", f"Line {number}: {detail}")
-
-
-def _said(faults: list[InputFault]) -> str:
-    del faults[FAULTS_MAX:]
-    listed = "The first faults are listed. " if len(faults) == FAULTS_MAX else ""
-    return f"{listed}Nothing was imported."
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name comes twice")
-    return found
-
-
-# SQLModel's own model_validate() takes half as long again.
-_IMPORT: Final = TypeAdapter(TaskImport)
-_JSON: Final = json.JSONDecoder(object_pairs_hook=_each_once)
 _COLUMNS: Final = ("id", "title", "description", "is_completed", "version")
 _INSTANTS: Final = ("created_at", "updated_at")
 
@@ -318,7 +256,7 @@ def _provision() -> Any:
     return select(cast(me_making().c.v, Text).label("owner"))
 
 
-def _store_lines() -> Any:
+def _store_lines(only_new: bool) -> Any:
     # Each chunk looks anew, because a long import must not outlive the log-out that it began before.
     who = me_writing()
     types = (Uuid, Text, Text, Boolean, Integer, Text, Text)
@@ -330,9 +268,16 @@ def _store_lines() -> Any:
     new = insert(Task).from_select(
         ["user_id", *given], select(who.c.v, *given.values()), include_defaults=False
     )
-    stored = new.on_conflict_do_nothing().returning(col(Task.id)).cte("stored")
-    return after(who, select(func.array_agg(stored.c.id).label("ids")))
+    new = new.on_conflict_do_nothing() if only_new else new
+    stored = new.returning(col(Task.id)).cte("stored")
+    # Which ids are new is asked only where some are not: a thousand of them take the driver as long as the lines.
+    count = func.count(stored.c.id)
+    ids = case(
+        (count < func.cardinality(bindparam("new_id", type_=ARRAY(Uuid))), func.array_agg(stored.c.id))
+    )
+    return after(who, select(count.label("count"), ids.label("ids")))
 
 
 PROVISION = Statement("tasks.import_provision", _provision, repeatable=False)
-STORE = Statement("tasks.import", _store_lines, repeatable=False)
+STORE = Statement("tasks.import", lambda: _store_lines(only_new=False), repeatable=False)
+STORE_NEW = Statement("tasks.import_new", lambda: _store_lines(only_new=True), repeatable=False)

@@ -21,10 +21,10 @@ from src.config.database import parse
 from src.errors import Invalid, RequestError, TooManyRequests, Unauthenticated, Unavailable
 from src.models import TaskRead
 from src.models.rendering import render_timestamp
-from src.services import task_transfer, tasks
+from src.services import task_lines, task_transfer, tasks
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
-from src.services.task_transfer import BLANK_LINES_MAX, FAULTS_MAX, LINE_MAX_BYTES
+from src.services.task_lines import BLANK_LINES_MAX, FAULTS_MAX, LINE_MAX_BYTES
 from src.services.tasks import Known, PageQuery
 
 
@@ -183,6 +183,63 @@ async def test_each_faulty_line_is_named_and_nothing_is_imported(
     assert await listed(either, ada) == []
     async with database.transaction() as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 0
+
+
+ODD = [
+    "{",
+    "}",
+    ":",
+    ",",
+    '"',
+    "\\",
+    " ",
+    "[",
+    "]",
+    "\r",
+    "\x0c",
+    "\ufeff",
+    '"title"',
+    '"a"',
+    '"t\\u0069tle"',
+]
+FIELDS = [
+    '{"title":"a"}',
+    '"description":"{"',
+    '"version":2',
+    '"version":true',
+    '"created_at":5',
+    '"user_id":null',
+]
+PIECES = st.lists(st.sampled_from([*ODD, *FIELDS, f'"id":"{uuid4()}"']), max_size=7).map("".join)
+WELL_OR_NOT = st.lists(
+    PIECES.map(lambda inside: f'{{"title":"a",{inside}}}') | PIECES, min_size=1, max_size=5
+)
+
+
+@settings(max_examples=3_000, deadline=None)
+@given(lines=WELL_OR_NOT)
+@example(lines=['{"title":"a"},{"title":"b"}', '{"title":"c"', '"description":"d"}'])
+@example(lines=['{"title":"a"},{"title":"b"}', '{"title":"}', '{"}'])
+@example(lines=['{"title":"a","title":"b"}', '{"title":"a"}'])
+@example(lines=['{"title":"a","t\\u0069tle":"b"}'])
+@example(lines=[f'{{"title":"a","id":"{uuid4()}"}}', '{"title":"\\\\","description":null,"version":7}\r'])
+def test_lines_read_together_are_what_each_is_by_itself(lines: list[str]) -> None:
+    texts = [f"{line}\n".encode() for line in lines]
+    found: list[Any] = []
+    each = [task_lines._task(number, text, found) for number, text in enumerate(texts, 2)]
+    together = task_lines._tasks(texts)
+    if together is None:
+        # Where every line is well they are read in one step, but for what is not the usual way to write them.
+        assert (
+            None in each
+            or "\\" in str(lines)
+            or any(text[:1] != b"{" for text in texts)
+            or "true" in str(lines)
+        )
+        return
+    assert [task.model_dump(exclude_unset=True) for task in together] == [
+        task and task.model_dump(exclude_unset=True) for task in each
+    ]
 
 
 async def test_no_more_faults_are_told_than_are_read(either: Database) -> None:
