@@ -30,7 +30,7 @@ async def two(connection_settings: ConnectionSettings) -> AsyncIterator[Connecti
 
 
 def soon() -> float:
-    return time.monotonic() + 5
+    return time.monotonic() + 60
 
 
 async def test_what_was_used_last_is_lent_first_and_nothing_is_opened_without_need(two: Connections) -> None:

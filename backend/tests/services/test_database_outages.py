@@ -36,6 +36,7 @@ from src.services.embedded import EmbeddedPostgres
 from src.services.idempotency import IdempotencyKey
 from src.services.revision import CodeRevision
 from src.services.statements import Statement
+from waiting import eventually
 
 ADD_USER = Statement(
     "test.add_user",
@@ -58,6 +59,15 @@ QUICK = Limits(
     recovery_wait_seconds=0.8,
     check_interval_seconds=0.2,
 )
+PATIENT = Limits(
+    pool_size=3,
+    pool_wait_seconds=60,
+    connect_timeout_seconds=60,
+    command_timeout_seconds=60,
+    statement_timeout_seconds=50,
+    recovery_wait_seconds=50,
+)
+"""For what is promised to succeed, however long a busy machine takes."""
 
 
 @pytest.fixture
@@ -65,15 +75,6 @@ async def proxied(through_proxy: ConnectionSettings) -> AsyncIterator[Database]:
     async with Database(through_proxy, QUICK) as opened:
         assert await opened.value(ECHO, x="warm") == "warm"
         yield opened
-
-
-async def until(condition: Callable[[], bool], seconds: float = 60.0) -> float:
-    """Waits for the condition and gives the seconds it took; fails after `seconds`."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, "it did not come true in time"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - start
 
 
 async def answers(database: Database) -> bool:
@@ -165,11 +166,11 @@ async def test_n1_a_black_hole_is_503_within_twice_the_timeout_and_the_pool_is_w
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
     assert proxied.observe().status == "down"
     proxy.heal()
-    await until(lambda: proxied.observe().status == "up")
+    await eventually(lambda: proxied.observe().status == "up")
     assert await asyncio.gather(*(proxied.value(ECHO, x=str(i)) for i in range(12))) == [
         str(i) for i in range(12)
     ]
-    await until(lambda: proxied.observe().pool.in_use == 0)
+    await eventually(lambda: proxied.observe().pool.in_use == 0)
     assert proxied.observe().pool.open <= QUICK.pool_size
 
 
@@ -180,7 +181,7 @@ async def test_a_connection_is_opened_for_no_longer_than_its_caller_waits(
     async with Database(through_proxy, patient) as database:
         proxy.black_hole()
         proxy.reset_all()
-        await until(lambda: database.observe().pool.open == 0)
+        await eventually(lambda: database.observe().pool.open == 0)
         start = time.monotonic()
         with pytest.raises(Unavailable):
             await database.value(ECHO, x="x")
@@ -190,23 +191,29 @@ async def test_a_connection_is_opened_for_no_longer_than_its_caller_waits(
 async def test_a_statement_whose_time_went_by_in_the_queue_is_no_sign_of_a_dead_server(
     through_proxy: ConnectionSettings,
 ):
-    async with Database(through_proxy, replace(QUICK, pool_size=1)) as database:
-        first = asyncio.create_task(database.value(SLEEP, seconds=0.8))
-        await asyncio.sleep(0.01)
+    limits = replace(
+        QUICK, pool_size=1, pool_wait_seconds=3.5, command_timeout_seconds=4, statement_timeout_seconds=3.5
+    )
+    async with Database(through_proxy, limits) as database:
+        first = asyncio.create_task(database.value(SLEEP, seconds=2.0))
+        await eventually(lambda: database.observe().pool.in_use == 1)
         with pytest.raises(Unavailable):
-            await database.value(SLEEP, seconds=0.9)
+            await database.value(SLEEP, seconds=3.0)
         assert database.observe().status == "up"
         assert await first is None
         assert await database.value(ECHO, x="x") == "x"
         assert database.observe().status == "up"
 
 
-async def test_n2_every_connection_reset_is_invisible_to_reads(proxied: Database, proxy: Proxy):
-    for _ in range(5):
-        reads = [asyncio.create_task(proxied.value(SLEEP, seconds=0.02)) for _ in range(9)]
-        await asyncio.sleep(0.01)
-        proxy.reset_all()
-        assert await asyncio.gather(*reads) == [None] * 9
+async def test_n2_every_connection_reset_is_invisible_to_reads(
+    through_proxy: ConnectionSettings, proxy: Proxy
+):
+    async with Database(through_proxy, PATIENT) as database:
+        for _ in range(5):
+            reads = [asyncio.create_task(database.value(SLEEP, seconds=0.02)) for _ in range(9)]
+            await asyncio.sleep(0.01)
+            proxy.reset_all()
+            assert await asyncio.gather(*reads) == [None] * 9
 
 
 async def test_n3_while_down_requests_are_turned_away_at_once(proxied: Database, proxy: Proxy):
@@ -226,7 +233,7 @@ async def test_n3_while_down_requests_are_turned_away_at_once(proxied: Database,
         assert caught.value.retry_after_seconds == 1
     assert sorted(took)[10] < 0.05  # A busy machine may hold up some of them.
     proxy.accept()
-    await until(lambda: proxied.observe().status == "up")
+    await eventually(lambda: proxied.observe().status == "up")
     assert await proxied.value(COUNT_USERS) == 0
 
 
@@ -234,7 +241,7 @@ async def test_n4_two_hundred_milliseconds_of_latency_do_not_collapse_the_pool(
     through_proxy: ConnectionSettings, proxy: Proxy
 ):
     proxy.delay_seconds = 0.1  # each way
-    async with Database(through_proxy) as database:
+    async with Database(through_proxy, PATIENT) as database:
         for _ in range(2):
             reads = (database.value(ECHO, x="x") for _ in range(12))
             assert await asyncio.gather(*reads, return_exceptions=True) == ["x"] * 12
@@ -274,7 +281,7 @@ async def test_n6_a_name_that_does_not_resolve_is_503_and_is_looked_up_anew_late
         with pytest.raises(Unavailable):
             await database.value(ECHO, x="x")
         with resolving({"database.example.com": "127.0.0.1"}):
-            await until(lambda: database.observe().status == "up")
+            await eventually(lambda: database.observe().status == "up")
             assert await database.value(ECHO, x="x") == "x"
 
 
@@ -294,8 +301,8 @@ async def test_work_in_a_transaction_that_falls_silent_is_503_and_a_silent_commi
         assert proxied.observe().status == "down"
         proxy.heal()
         proxy.thaw()
-        await until(lambda: proxied.observe().status == "up")
-    await until(lambda: proxied.observe().pool.in_use == 0)
+        await eventually(lambda: proxied.observe().status == "up")
+    await eventually(lambda: proxied.observe().pool.in_use == 0)
 
 
 @pytest.mark.parametrize("kind", ["session", "transaction"])
@@ -305,7 +312,7 @@ async def test_a_timeout_of_the_callers_own_says_nothing_about_the_database(prox
             async with asyncio.timeout(0.1):
                 await execute(access, "SELECT pg_sleep(1)")
     assert proxied.observe().status == "up"
-    await until(lambda: proxied.observe().pool.in_use == 0)
+    await eventually(lambda: proxied.observe().pool.in_use == 0)
 
 
 async def execute(access: Any, statement: str) -> None:
@@ -319,8 +326,7 @@ async def test_d1_an_immediate_restart_under_reads_fails_none_of_them(
     private_postgres: Callable[..., EmbeddedPostgres],
 ):
     server = private_postgres()
-    limits = Limits(recovery_wait_seconds=5.0, command_timeout_seconds=8.0, statement_timeout_seconds=7.0)
-    async with Database(parse(server.url), limits) as database:
+    async with Database(parse(server.url), PATIENT) as database:
         done = asyncio.Event()
         reads, failures = 0, []
 
@@ -340,7 +346,7 @@ async def test_d1_an_immediate_restart_under_reads_fails_none_of_them(
             await asyncio.to_thread(server.stop, "immediate")
             await asyncio.to_thread(server.start)
             before = reads
-            await until(lambda before=before: reads > before + 50)
+            await eventually(lambda before=before: reads > before + 50)
         done.set()
         await asyncio.gather(*readers)
     assert failures == []
@@ -376,7 +382,7 @@ async def test_d3_a_frozen_server_is_503_within_the_budget_and_heals_when_it_tha
         assert time.monotonic() - start < QUICK.command_timeout_seconds + 4
         assert database.observe().status == "down"
         server.thaw()
-        await until(lambda: database.observe().status == "up")
+        await eventually(lambda: database.observe().status == "up")
         assert await answers(database)
 
 
@@ -393,7 +399,7 @@ async def test_d6_too_many_connections_is_503_and_one_that_comes_free_is_used(
                 await database.value(ECHO, x="x")
             assert caught.value.reason == "too-many-connections"
             await others[0].close()
-            await until(lambda: database.observe().status == "up")
+            await eventually(lambda: database.observe().status == "up")
             # One connection is all there is; the pool wants three and makes do.
             assert await asyncio.gather(*(database.value(ECHO, x="x") for _ in range(9))) == ["x"] * 9
 
@@ -402,7 +408,7 @@ async def test_d6_a_further_connection_that_is_refused_is_no_loss_of_those_that_
     private_postgres: Callable[..., EmbeddedPostgres],
 ):
     server = private_postgres(options={"max_connections": "6", "superuser_reserved_connections": "0"})
-    async with contextlib.AsyncExitStack() as stack, Database(parse(server.url), QUICK) as database:
+    async with contextlib.AsyncExitStack() as stack, Database(parse(server.url), PATIENT) as database:
         pid = await database.value(PID)
         others = [await asyncpg.connect(server.url) for _ in range(5)]
         for other in others:
@@ -456,13 +462,14 @@ async def test_an_unreachable_database_at_the_start_is_waited_for(
     with Proxy(postgres.port) as proxy:
         proxy.refuse()
         start = time.monotonic()
-        async with Database(parse(proxy.through(database_url)), QUICK) as database:
+        patient = replace(QUICK, connect_timeout_seconds=60.0)
+        async with Database(parse(proxy.through(database_url)), patient) as database:
             # Nobody is kept from answering /livez by it.
-            assert time.monotonic() - start < 1.9
+            assert time.monotonic() - start < 30
             assert not database.observe().ready
             assert database.observe().status == "down"
             proxy.accept()
-            await until(lambda: database.observe().ready)
+            await eventually(lambda: database.observe().ready)
             assert await answers(database)
 
 
@@ -506,12 +513,12 @@ async def test_c2_a_rotated_password_is_503_at_run_time_and_recovers_when_mended
         await administrator.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
         )
-        await until(lambda: database.observe().pool.open == 0)
+        await eventually(lambda: database.observe().pool.open == 0)
         with pytest.raises(Unavailable):
             await database.value(ECHO, x="x")
         assert database.observe().reason == "authentication-failed"
         await administrator.execute("ALTER ROLE rotated PASSWORD 'old'")
-        await until(lambda: database.observe().status == "up")
+        await eventually(lambda: database.observe().status == "up")
         assert await answers(database)
     await administrator.close()
 
@@ -529,7 +536,7 @@ async def test_tables_of_somebody_else_are_left_alone_and_named_as_the_reason(em
     await raw.execute("CREATE TABLE users (mine text)")
     connection = parse(empty_database_url)
     async with Database(connection, QUICK, schema=CodeRevision(connection), migrate=True) as database:
-        await until(lambda: database.observe().reason == "schema-occupied")
+        await eventually(lambda: database.observe().reason == "schema-occupied")
         assert not database.observe().ready
     assert await raw.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
     await raw.close()
@@ -541,7 +548,7 @@ async def test_s2_two_processes_that_start_at_once_both_succeed(empty_database_u
         Database(connection, schema=CodeRevision(connection), migrate=True) as one,
         Database(connection, schema=CodeRevision(connection), migrate=True) as other,
     ):
-        await until(lambda: one.observe().ready and other.observe().ready)
+        await eventually(lambda: one.observe().ready and other.observe().ready)
 
 
 async def test_without_migration_an_older_schema_is_not_ready_until_somebody_migrates(
@@ -557,8 +564,11 @@ async def test_without_migration_an_older_schema_is_not_ready_until_somebody_mig
             await database.value(COUNT_USERS)
         assert caught.value.reason == "schema-mismatch"
         await schema.create_tables(connection)
-        await asyncio.sleep(QUICK.check_interval_seconds)
-        assert (await database.check()).ready
+
+        async def is_ready() -> bool:
+            return (await database.check()).ready
+
+        await eventually(is_ready)
 
 
 async def test_an_unknown_newer_schema_is_ready_with_a_warning(connection_settings: ConnectionSettings):
@@ -568,7 +578,7 @@ async def test_an_unknown_newer_schema_is_ready_with_a_warning(connection_settin
     async with Database(
         connection_settings, schema=CodeRevision(connection_settings), migrate=True
     ) as database:
-        await until(lambda: database.observe().ready)
+        await eventually(lambda: database.observe().ready)
         assert database.observe().schema.status == "ahead"
         assert database.observe().reason == "schema-ahead"
 
@@ -577,19 +587,23 @@ async def test_an_unknown_newer_schema_is_ready_with_a_warning(connection_settin
 
 
 async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_told_once_a_second(
-    proxied: Database,
+    connection_settings: ConnectionSettings,
 ):
     lines = io.StringIO()
     configure("info", "json", lines)
-    slow = [asyncio.create_task(proxied.value(SLEEP, seconds=1.1)) for _ in range(3)]
-    await asyncio.sleep(0.05)
-    start = time.monotonic()
-    outcomes = await asyncio.gather(*(proxied.value(ECHO, x="x") for _ in range(50)), return_exceptions=True)
-    assert time.monotonic() - start < QUICK.pool_wait_seconds + 3
-    assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
-    await asyncio.gather(*slow)
-    assert await proxied.value(ECHO, x="x") == "x"
-    assert lines.getvalue().count("database.pool_exhausted") == 1
+    limits = replace(PATIENT, pool_wait_seconds=1.0)
+    async with Database(connection_settings, limits) as database:
+        slow = [asyncio.create_task(database.value(SLEEP, seconds=4.0)) for _ in range(3)]
+        await eventually(lambda: database.observe().pool.in_use == 3)
+        start = time.monotonic()
+        asked = (database.value(ECHO, x="x") for _ in range(50))
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        took = time.monotonic() - start
+        assert took < limits.pool_wait_seconds + 3
+        assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
+        await asyncio.gather(*slow)
+        assert await database.value(ECHO, x="x") == "x"
+    assert 1 <= lines.getvalue().count("database.pool_exhausted") <= 1 + int(took - limits.pool_wait_seconds)
 
 
 async def test_closing_waits_for_nobody_longer_than_a_command(proxied: Database, proxy: Proxy):

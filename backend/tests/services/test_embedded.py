@@ -28,6 +28,7 @@ from src.services.embedded import (
     owned,
     running_url,
 )
+from waiting import PATIENCE, until
 
 BACKEND = Path(__file__).resolve().parents[2]
 AS_ROOT = os.geteuid() == 0
@@ -95,7 +96,7 @@ class Owner:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        psutil.wait_procs(self.family, timeout=10)
+        psutil.wait_procs(self.family, timeout=PATIENCE)
 
     def kill(self) -> None:
         self.process.kill()
@@ -104,14 +105,14 @@ class Owner:
         self.process.stdout.close()
 
 
-def gone(processes: list[psutil.Process], seconds: float = 10) -> bool:
+def gone(processes: list[psutil.Process], seconds: float = PATIENCE) -> bool:
     """Whether all end within the time; a zombie counts as ended (it may be nobody's to reap here)."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if all(not embedded_processes.alive(process.pid) for process in processes):
-            return True
+    while any(embedded_processes.alive(process.pid) for process in processes):
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.02)
-    return False
+    return True
 
 
 async def fetch(url: str, statement: str) -> object:
@@ -166,7 +167,7 @@ async def test_an_orphan_is_stopped_by_the_next_owner(prepared: Path, binaries: 
         owner.kill()
         assert not gone([owner.server], seconds=0.3)
         with EmbeddedPostgres(prepared, binaries=binaries) as server:
-            assert gone([owner.server], seconds=0.1)
+            assert gone([owner.server], seconds=0)
             assert await fetch(server.url, "SELECT x FROM kept") == 7
 
 
@@ -310,13 +311,14 @@ async def test_it_runs_as_an_ordinary_user_whatever_the_environment_says(
     try:
         assert process.stdout is not None
         pid, url = process.stdout.readline().split()
-        assert psutil.Process(int(pid)).uids().real == (nobody.uid if AS_ROOT else os.geteuid())
+        server = psutil.Process(int(pid))
+        assert server.uids().real == (nobody.uid if AS_ROOT else os.geteuid())
         assert await fetch(url, "SHOW TimeZone") == "UTC"
         assert await fetch(url, "SHOW lc_messages") == "C"
     finally:
         process.kill()
         process.communicate()
-    assert gone([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [])
+    assert gone([server])
 
 
 async def test_umask_077_does_not_lock_the_server_out(directory: Path, binaries: Path) -> None:
@@ -357,7 +359,7 @@ async def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_made(
         stdout=subprocess.DEVNULL,
         env={"PYTHONPATH": str(BACKEND), "PATH": os.environ["PATH"]},
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not list(directory.glob("postgres.new-*")) and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(seconds)
@@ -388,11 +390,9 @@ async def test_what_a_killed_initdb_left_running_is_ended_before_its_files_go(
         **server.site.identity(),
     )
     try:
-        deadline = time.monotonic() + 20
-        while not (half_made / "cluster" / "postmaster.pid").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until((half_made / "cluster" / "postmaster.pid").exists)
         with server:
-            assert left.wait(1) == -signal.SIGKILL
+            assert left.wait(PATIENCE) == -signal.SIGKILL
             assert not half_made.exists()
     finally:
         left.kill()
@@ -496,7 +496,7 @@ async def test_stop_kill_and_start_keep_port_and_rows(
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         assert len(family) > 3
         end()
-        assert gone(family, seconds=1)
+        assert gone(family)
         assert not server.running
         assert running_url(server.directory) is None
         with pytest.raises(ConnectionRefusedError):
@@ -515,7 +515,7 @@ async def test_a_frozen_server_holds_its_connections_and_answers_when_thawed(
     server.freeze()
     assert not embedded_processes.answers(server.port, seconds=0.2)
     server.thaw()
-    assert await connection.fetchval("SELECT 7", timeout=10) == 7
+    assert await connection.fetchval("SELECT 7", timeout=PATIENCE) == 7
     connection.terminate()
     server.freeze()
     server.stop()
@@ -559,10 +559,7 @@ def test_the_log_is_bounded(prepared: Path, binaries: Path, monkeypatch: pytest.
     with server:
         with server.log_path.open("a") as log:
             log.write("x" * 5000)
-        deadline = time.monotonic() + 10
-        while server.log_path.stat().st_size > 1000 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert server.log_path.stat().st_size <= 1000
+        until(lambda: server.log_path.stat().st_size <= 1000)
         assert server.log_path.with_name("postgres.log.1").stat().st_size >= 5000
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
@@ -18,7 +19,9 @@ from argon2.exceptions import VerifyMismatchError
 from leaks import CANARY, forms
 from src.config.settings import Settings
 from src.errors import TooManyRequests
+from src.services import passwords as passwords_module
 from src.services.passwords import NICENESS, Derived, Passwords
+from waiting import PATIENCE, eventually
 
 HEAD = "$argon2id$v=19"
 SALT = base64.b64encode(b"s" * 16).decode().rstrip("=")
@@ -29,6 +32,21 @@ async def passwords() -> AsyncIterator[Passwords]:
     """Weak ones, so that tests are quick."""
     async with Passwords(memory_kib=64, passes=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is cleared, a thread stays at the hash that it is at: how fast the machine is makes no difference."""
+    may_go = threading.Event()
+    may_go.set()
+    work = passwords_module._proof
+
+    def proof_in_time(*given: Any) -> bytes:
+        assert may_go.wait(PATIENCE)
+        return work(*given)
+
+    monkeypatch.setattr(passwords_module, "_proof", proof_in_time)
+    return may_go
 
 
 def phc(derived: Derived) -> str:
@@ -123,11 +141,15 @@ async def test_a_recipe_of_another_strength_is_outdated(passwords: Passwords) ->
         assert passwords.outdated(f"{HEAD}${cost}${SALT}")
 
 
-async def test_whoever_finds_no_place_is_refused_at_once_and_the_others_are_served() -> None:
-    async with Passwords(memory_kib=4096, passes=4, threads=1, queue=3) as opened:
-        came = await asyncio.gather(
-            *(opened.derive(f"password {n}") for n in range(10)), return_exceptions=True
-        )
+async def test_whoever_finds_no_place_is_refused_at_once_and_the_others_are_served(
+    go: threading.Event,
+) -> None:
+    async with Passwords(memory_kib=64, passes=1, threads=1, queue=3) as opened:
+        go.clear()
+        asked = [asyncio.create_task(opened.derive(f"password {n}")) for n in range(10)]
+        await eventually(lambda: sum(one.done() for one in asked) == 6)
+        go.set()
+        came = await asyncio.gather(*asked, return_exceptions=True)
         served = [one for one in came if isinstance(one, Derived)]
         refused = [one for one in came if isinstance(one, TooManyRequests)]
         assert (len(served), len(refused)) == (4, 6)
@@ -143,7 +165,7 @@ async def test_no_more_are_hashed_at_a_time_than_there_are_threads() -> None:
         assert 1 <= len(ours()) <= 2
 
 
-async def test_callers_that_hang_up_leave_every_place_free() -> None:
+async def test_callers_that_hang_up_leave_every_place_free(go: threading.Event) -> None:
     async with Passwords(memory_kib=4096, passes=4, threads=1, queue=3) as opened:
         for _ in range(10):
             callers = [asyncio.create_task(opened.derive("password")) for _ in range(4)]
@@ -155,9 +177,11 @@ async def test_callers_that_hang_up_leave_every_place_free() -> None:
             # The one that a thread is at keeps its place until it is done; those who waited have left theirs.
             came = await asyncio.gather(*(opened.derive("password") for _ in range(3)))
             assert len(came) == 3
-        came_again = await asyncio.gather(
-            *(opened.derive("password") for _ in range(5)), return_exceptions=True
-        )
+        go.clear()
+        asked = [asyncio.create_task(opened.derive("password")) for _ in range(5)]
+        await eventually(lambda: any(one.done() for one in asked))
+        go.set()
+        came_again = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(one) for one in came_again] == [Derived] * 4 + [TooManyRequests]
 
 

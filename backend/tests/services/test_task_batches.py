@@ -256,7 +256,7 @@ async def test_new_tasks_alone_are_named_where_they_cannot_be_made(either: Datab
 
 SLOW_COMMIT = """
     CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+        BEGIN PERFORM pg_sleep(2.5); RETURN NULL; END $$;
     CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON tasks DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION slowly()
 """

@@ -237,7 +237,7 @@ def test_a_flood_of_addresses_costs_a_bounded_memory_and_no_thread() -> None:
     # Three rules; a count takes some 300 bytes.
     assert [len(kept) for kept in windows(throttle)] == [MOST_KEPT] * 3
     assert taken < 3 * MOST_KEPT * 500
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     # The newest are kept.
     assert passes(throttle, "log-in", address, ADA) == 4
 

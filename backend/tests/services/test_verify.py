@@ -23,6 +23,7 @@ from src.services import schema, verify, verify_store
 from src.services.embedded import EmbeddedPostgres
 from src.services.examination import Outcome
 from src.services.verify import CHECKS, Report
+from waiting import eventually
 
 CANARY = "p%@:/ é"
 
@@ -82,9 +83,18 @@ def test_every_check_has_a_name_a_promise_and_needs_only_what_was_looked_at_befo
 async def test_a_sound_database_passes_every_check(private_postgres: Callable[..., EmbeddedPostgres]) -> None:
     server = private_postgres()
     await schema.create_tables(parse(server.url))
-    said = []
     settings = load_settings(database_url=server.application_url, port=1)
-    report = await verify.run(lambda: settings, say=said.append)
+    said: list[verify.Line] = []
+    reports: list[Report] = []
+
+    async def latency_is_passed() -> bool:
+        """A busy machine may make round trips long, and they are warned about."""
+        said.clear()
+        reports.append(await verify.run(lambda: settings, say=said.append))
+        return finding(reports[-1], "latency").outcome is Outcome.PASSED
+
+    await eventually(latency_is_passed)
+    report = reports[-1]
     assert report.exit_code == 0
     assert report.count(Outcome.PASSED) == len(CHECKS) - 1, report.document()
     assert finding(report, "service").outcome is Outcome.NOT_RUN
