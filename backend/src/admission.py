@@ -48,7 +48,7 @@ log = get_logger("groundwork.http")
 
 
 class Request(Protocol):
-    """A request as the server has it: uvicorn's cycle."""
+    """A request as the server has it."""
 
     disconnected: bool
     scope: Any

@@ -22,7 +22,6 @@ from typing import Any, cast
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Message
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings
@@ -302,11 +301,11 @@ class Worker(uvicorn.Server):
         await asyncio.sleep(0)
         return len(tasks)
 
-    def _connections(self) -> list[HttpToolsProtocol]:
-        return cast(list[HttpToolsProtocol], list(self.server_state.connections))
+    def _connections(self) -> list[HttpProtocol]:
+        return cast(list[HttpProtocol], list(self.server_state.connections))
 
 
-def _is_idle(connection: HttpToolsProtocol, elapsed: float) -> bool:
+def _is_idle(connection: HttpProtocol, elapsed: float) -> bool:
     """Whether nothing of an unanswered request has arrived on it."""
     if connection.scope is None:
         # Nothing has come yet. It was accepted a moment ago, so its request is probably on the way.

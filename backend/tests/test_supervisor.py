@@ -510,7 +510,8 @@ class Load:
             if streams is None:
                 try:
                     streams = await asyncio.open_connection(*self.address)
-                except ConnectionRefusedError:
+                except (ConnectionRefusedError, ConnectionResetError):
+                    # Reset: the queue that it stood in ended in the moment in which it was made. Nothing was asked.
                     self.refused += 1
                     return
                 except OSError as error:
