@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from .api.middleware import WHOLE
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
     from uvicorn.server import ServerState
 
     from .protocol import HttpProtocol
 
-WHOLE: Final = "groundwork.whole"
-"""An extension (`scope["extensions"]`) and its message: `status`, `headers` and `body` of an answer at once."""
 EXTENSIONS: Final[dict[str, dict[str, Any]]] = {WHOLE: {}}
 
 # What no header may hold (RFC 9110, 5.5): a line's end within one would begin another.

@@ -18,6 +18,7 @@ from ..errors import InputFault, Invalid, PreconditionFailed, PreconditionRequir
 from ..models.kept_answer import KEY_MAX_LENGTH
 from ..services.idempotency import IdempotencyKey
 from ..services.task_rows import ANY_VERSION
+from .headers import sent_as
 
 # Blanks are consumed at once and never tried again: else a header of 30 kB of them would take seconds.
 _TAG: Final = re.compile(r'\s*+(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*+)")?\s*+(?:,|\Z)')
@@ -65,7 +66,7 @@ class IfNoneMatch:
     """The tags that a reader has already."""
 
     async def __call__(self, request: Request) -> Tags:
-        given = request.headers.getlist("if-none-match")
+        given = sent_as(request, b"if-none-match")
         return Tags.of(given) if given else _NO_TAGS
 
     def describe(self, operation: dict[str, Any]) -> None:
@@ -90,8 +91,8 @@ class IfMatch:
         self._creates = creates
 
     async def __call__(self, request: Request) -> Condition:
-        matching = request.headers.getlist("if-match")
-        new = request.headers.getlist("if-none-match")
+        matching = sent_as(request, b"if-match")
+        new = sent_as(request, b"if-none-match")
         if new and not (self._creates and Tags.of(new).any):
             raise _refused("If-None-Match", "Has to be * here." if self._creates else "Is for reading.")
         if new and matching:
@@ -164,7 +165,7 @@ class IdempotencyHeader:
 
     async def __call__(self, request: Request) -> Repeat:
         hours = request.app.state.settings.idempotency_hours
-        given = request.headers.getlist("idempotency-key")
+        given = sent_as(request, b"idempotency-key")
         if not given:
             return Repeat(None, hours)
         if len(given) > 1:

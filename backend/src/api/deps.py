@@ -25,12 +25,13 @@ from ..services.metrics import Metrics
 from . import examples
 from .bodies import Strict
 from .conditions import EXCHANGE, Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
+from .headers import sent_as
 from .pages import Asked, Asking, Listing
 from .transfers import Spooled
 
 
 async def _database(request: Request) -> Database:
-    database = cast(Database | None, request.app.state.database)
+    database: Database | None = request.scope["app"].state.database
     if database is None:
         raise Unavailable("starting", "The service is starting.")
     return database
@@ -87,12 +88,13 @@ class _Bearer(SecurityBase):
         self.scheme_name = "bearer"
 
     async def __call__(self, request: Request) -> Principal:
-        sent = [value for name, value in request.scope["headers"] if name == b"authorization"]
+        sent = sent_as(request, b"authorization")
         if len(sent) > 1:
             # Whoever stands between might believe another one than we.
             raise Unauthenticated("malformed")
-        identity = await _identity(request)
-        return await identity.principal(sent[0].decode("latin-1") if sent else None)
+        identity = request.scope["app"].state.identity or await _identity(request)
+        principal: Principal = await identity.principal(sent[0] if sent else None)
+        return principal
 
 
 # Who asks. Without a valid token the request ends here with 401, before any connection is taken.

@@ -26,7 +26,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
+from ..services.asking import QuickUUID
+
 Call = Callable[..., Awaitable[Any]]
+# What most dependencies ask for.
+_REQUEST: Final = (0,)
 # What a dependency may not ask for here: FastAPI parses, validates or provides it.
 _BEYOND: Final = (
     "query_params",
@@ -63,7 +67,10 @@ class Operation:
         """Raises whatever a dependency or the endpoint raises."""
         known = [request, *parts]
         for call, places in self.steps:
-            known.append(await call(*[known[place] for place in places]))
+            if places == _REQUEST:
+                known.append(await call(request))
+            else:
+                known.append(await call(*[known[place] for place in places]))
         response: Response = await self.endpoint(*[known[place] for place in self.places])
         return response
 
@@ -103,7 +110,7 @@ class FastPath:
         for pattern, operations in self._by_id.items():
             match = pattern.match(path)
             if match is not None and method in operations:
-                return operations[method], tuple(map(UUID, match.groups()))
+                return operations[method], tuple(map(QuickUUID, match.groups()))
         return None
 
     async def answer(

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, reset_contextvars
 
-from ..config.logging import RequestLines, get_logger
+from ..config.logging import RequestLines, get_logger, request_id_bound
 from ..config.redaction import redact_text
 from ..errors import GroundworkError, InternalFault, OutcomeUnknown, Overloaded, RequestError, Unavailable
 from ..services.metrics import Metrics
@@ -37,6 +37,8 @@ PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
 TURNED_AWAY = "turned_away"
 """In the request's state when it was turned away at once, for the protocol to know."""
+WHOLE = "groundwork.whole"
+"""An extension of ASGI (`scope["extensions"]`) and its message: `status`, `headers` and `body` of an answer at once."""
 # No answer is for guessing at, and no address of ours (it may name a task) is for the next site to know.
 ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 # These libraries quote values (parameters, keys of rows, inputs) in their messages.
@@ -44,6 +46,56 @@ _QUOTING = ("asyncpg", "sqlalchemy", "pydantic", "pydantic_core", "fastapi")
 
 log = get_logger("groundwork.http")
 lines = RequestLines("groundwork.http")
+
+
+_plain = Response.__call__
+
+
+class _Incoming:
+    """`receive`, for as many bytes as a body may have."""
+
+    __slots__ = ("_left", "_receive")
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive = receive
+        self._left = most
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise HTTPException(problems.TooLarge.status)
+        return message
+
+
+class _Outgoing:
+    """`send`, with the headers that every answer has `added`. `status` is 0 until an answer has begun."""
+
+    __slots__ = ("_bodiless", "_send", "added", "status")
+
+    def __init__(self, send: Send, added: list[tuple[bytes, bytes]], bodiless: bool) -> None:
+        self._send = send
+        self.added = added
+        self._bodiless = bodiless
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self.added]}
+        elif self._bodiless and kind == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def whole(self, response: Response) -> None:
+        """Sends an answer of one piece, to a server that takes it as one."""
+        self.status = response.status_code
+        headers = [*response.raw_headers, *self.added]
+        await self._send({"type": WHOLE, "status": self.status, "headers": headers, "body": response.body})
+        if response.background is not None:
+            await response.background()
 
 
 class RequestMiddleware:
@@ -74,7 +126,7 @@ class RequestMiddleware:
         self._turned_away = 0
         self._told_at = float("-inf")
         # A random start and a counter: unique without asking the kernel for random bytes at every request.
-        self._prefix = os.urandom(8).hex()
+        self._prefix = os.urandom(8).hex().encode()
         self._count = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,8 +146,9 @@ class RequestMiddleware:
             elif name == b"content-length" and value.isdigit():
                 # Nineteen digits are more than any limit, and `int` refuses thousands of them.
                 announced = int(value[:19])
-        if not request_id:
-            request_id = f"{self._prefix}-{next(self._count):x}".encode()
+        given = bool(request_id)
+        if not given:
+            request_id = b"%b-%x" % (self._prefix, next(self._count))
         text_id = request_id.decode("ascii")
 
         method: str = scope["method"]
@@ -107,44 +160,21 @@ class RequestMiddleware:
             # server's own scope as it was, because the server looks at the method too.
             inner = {**scope, "method": "GET"}
 
-        status = 0
-        left = self.max_body_bytes
+        bound = self.max_body_bytes
         if self.larger:
             # Looked up once, by the path alone: what is read is bounded before a route is chosen.
-            left = self.larger.get(scope["path"].removeprefix(scope.get("root_path", "")), left)
-        bound = left
-        shared = self.cors.headers(scope) if self.cors is not None else ()
-
-        async def bounded_receive() -> Message:
-            nonlocal left
-            message = await receive()
-            if message["type"] == "http.request":
-                left -= len(message.get("body", b""))
-                if left < 0:
-                    raise HTTPException(problems.TooLarge.status)
-            return message
-
-        async def finished_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id),
-                    *ON_EVERY_ANSWER,
-                    *shared,
-                ]
-                message = {**message, "headers": headers}
-            elif method == "HEAD" and message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
+            bound = self.larger.get(scope["path"].removeprefix(scope.get("root_path", "")), bound)
+        incoming = _Incoming(receive, bound)
+        outgoing = _Outgoing(send, [(b"x-request-id", request_id), *ON_EVERY_ANSWER], method == "HEAD")
+        if self.cors is not None:
+            outgoing.added += self.cors.headers(scope)
 
         async def say(error: RequestError) -> None:
             state["problem"] = error
-            await problems.answer(error, text_id)(inner, receive, finished_send)
+            await problems.answer(error, text_id)(inner, receive, outgoing)
 
         unexpected: BaseException | None = None
-        context = bind_contextvars(request_id=text_id)
+        bound_before = request_id_bound.set(text_id)
         self._under_way += 1
         try:
             if self._under_way > self.max_under_way and scope["path"] not in PROBES:
@@ -154,16 +184,19 @@ class RequestMiddleware:
             elif announced > bound:
                 await say(problems.TooLarge())
             elif self.cors is not None and (permission := self.cors.preflight(scope)) is not None:
-                await permission(inner, receive, finished_send)
+                await permission(inner, receive, outgoing)
             elif self.fast_path is not None and (found := self.fast_path.find(inner)) is not None:
-                response = await self.fast_path.answer(found, inner, bounded_receive)
-                await response(inner, bounded_receive, finished_send)
+                response = await self.fast_path.answer(found, inner, incoming)
+                if type(response).__call__ is _plain and WHOLE in scope.get("extensions", ()):
+                    await outgoing.whole(response)
+                else:
+                    await response(inner, incoming, outgoing)
             else:
-                await self.app(inner, bounded_receive, finished_send)
+                await self.app(inner, incoming, outgoing)
         except asyncio.CancelledError as error:
             # The server gives up on requests that outlive its shutdown. A write may have been stored.
             unexpected = error
-            if not status:
+            if not outgoing.status:
                 cut: RequestError = Unavailable("cancelled", "The service is stopping.")
                 if method not in _SAFE_METHODS:
                     # With an Idempotency-Key it may be sent again; elsewhere the services say so themselves.
@@ -176,7 +209,7 @@ class RequestMiddleware:
             # Once an answer has begun nothing can replace it: it stays unfinished, and the server, seeing
             # that, closes the connection, so the client does not take it for a whole one.
             unexpected = error
-            if not status:
+            if not outgoing.status:
                 await say(RequestError())
         finally:
             self._under_way -= 1
@@ -184,12 +217,16 @@ class RequestMiddleware:
             route = route_of(inner)
             known = method if method in METHODS else "OTHER"
             # No status at all is an application that returned without answering: the server says 500.
-            self.metrics.request(known, route, status or 500, seconds)
+            status = outgoing.status or 500
+            self.metrics.request(known, route, status, seconds)
+            problem = state.get("problem")
             if TURNED_AWAY in state:
                 self._log_overload()
+            elif problem is None and unexpected is None and route not in PROBES:
+                lines.say(text_id, known, route, status, round(seconds * 1000, 3), given=given)
             else:
-                self._log(text_id, known, route, status or 500, seconds, state.get("problem"), unexpected)
-            reset_contextvars(**context)
+                self._log(known, route, status, seconds, problem, unexpected)
+            request_id_bound.reset(bound_before)
 
     def _log_overload(self) -> None:
         """One line a second for all that were turned away: a line for each would be a load of its own."""
@@ -201,7 +238,6 @@ class RequestMiddleware:
 
     def _log(
         self,
-        request_id: str,
         method: str,
         route: str,
         status: int,
@@ -209,9 +245,6 @@ class RequestMiddleware:
         problem: RequestError | None,
         unexpected: BaseException | None,
     ) -> None:
-        if problem is None and unexpected is None and route not in PROBES:
-            lines.say(request_id, method, route, status, round(seconds * 1000, 3))
-            return
         facts: dict[str, Any] = {
             "method": method,
             "route": route,

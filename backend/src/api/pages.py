@@ -22,6 +22,7 @@ from ..models.rendering import Timestamp
 from ..services.task_pages import COUNT_BOUND, PageQuery, PageText
 from . import problems
 from .cursors import MAX_LENGTH, Cursors
+from .written import Written
 
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -122,15 +123,16 @@ class Listing:
         return replace(asking.first, after=position)
 
     def answer(self, page: PageText) -> Response:
-        headers = {"cache-control": "no-store"}
+        headers = [(b"cache-control", b"no-store")]
         following = "null"
         if page.has_more and page.last is not None:
             cursor = self._cursors.seal(page.last, self._owner, self._asking.first)
             following = f'"{cursor}"'
-            headers["link"] = f'<{self._path}?{self._asking.kept}cursor={cursor}>; rel="next"'
+            link = f'<{self._path}?{self._asking.kept}cursor={cursor}>; rel="next"'
+            headers.append((b"link", link.encode("latin-1")))
         count = "null" if page.count is None else page.count
         body = f'{{"items":{page.items},"next_cursor":{following},"count":{count}}}'
-        return Response(body, media_type="application/json", headers=headers)
+        return Written(body, headers)
 
 
 class Asked:

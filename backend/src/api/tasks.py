@@ -27,8 +27,7 @@ from ..errors import (
 from ..models import TaskBatchRead, TaskRead
 from ..services import tasks
 from . import examples, problems
-from .conditions import quoted
-from .contract import JSON, answers, header, links
+from .contract import answers, header, links
 from .deps import (
     Batch,
     ConditionDep,
@@ -45,14 +44,16 @@ from .deps import (
 )
 from .pages import TaskPage
 from .transfers import LINES, Imported, Stream, begun
+from .written import Written, tagged
 
 PREFIX: Final = "/v1/tasks"
 # A path that holds no UUID is no task's: 404, as for every id that is not there.
 ONE: Final = "/{task_id:uuid}"
 
 # A person's own, and worth keeping only together with its ETag; everything else is not kept at all.
-_REVALIDATED: Final = {"cache-control": "private, no-cache", "vary": "authorization"}
-_UNKEPT: Final = {"cache-control": "no-store"}
+_REVALIDATED: Final = ((b"cache-control", b"private, no-cache"), (b"vary", b"authorization"))
+_UNKEPT: Final = (b"cache-control", b"no-store")
+_REPLAY: Final = (b"idempotency-replayed", b"true")
 
 _ETAG: Final = header("ETag", "Stands for exactly this content; for If-Match and If-None-Match.")
 _LOCATION: Final = header("Location", "Where the task is.")
@@ -108,10 +109,10 @@ async def create_task(
     twice. Without one, a 504 leaves open whether the task was stored.
     """
     created = await tasks.create(database, principal, task, idempotency=repeat.of("create_task", task))
-    headers = {"location": _place(request, created.task_id)}
+    place = _placed(request, created.task_id)
     if created.replayed:
-        headers["idempotency-replayed"] = "true"
-    return _task(created.body, created.etag, 201, headers)
+        return _task(created.body, created.etag, 201, place, _REPLAY)
+    return _task(created.body, created.etag, 201, place)
 
 
 @router.post(
@@ -132,8 +133,7 @@ async def batch_tasks(
     """
     key = repeat.of("batch_tasks", batch)
     done = await tasks.batch(database, principal, batch.operations, idempotency=key)
-    replayed = {"idempotency-replayed": "true"} if done.replayed else {}
-    return Response(done.body, media_type=JSON, headers={**_UNKEPT, **replayed})
+    return Written(done.body, [_UNKEPT, _REPLAY] if done.replayed else [_UNKEPT])
 
 
 @router.get(
@@ -152,7 +152,7 @@ async def export_tasks(principal: PrincipalDep, database: DatabaseDep) -> Respon
     """
     pieces = await begun(tasks.export(database, principal.user_id))
     attached = {"content-disposition": 'attachment; filename="tasks.ndjson"'}
-    return Stream(pieces, media_type=LINES, headers={**_UNKEPT, **attached})
+    return Stream(pieces, media_type=LINES, headers={"cache-control": "no-store", **attached})
 
 
 @router.post(
@@ -170,7 +170,7 @@ async def import_tasks(principal: PrincipalDep, database: DatabaseDep, lines: Li
     The lines of an export give the same tasks, ids and times included, in whoever's account they are imported.
     """
     loaded = await tasks.load(database, principal, lines)
-    return Response(Imported(count=loaded.count).model_dump_json(), media_type=JSON, headers=_UNKEPT)
+    return Written(Imported(count=loaded.count).model_dump_json(), [_UNKEPT])
 
 
 @router.get(
@@ -186,10 +186,10 @@ async def import_tasks(principal: PrincipalDep, database: DatabaseDep, lines: Li
 async def read_task(principal: PrincipalDep, database: DatabaseDep, has: HasDep, task_id: UUID) -> Response:
     """Another person's task is answered as one that does not exist."""
     body, etag = await tasks.read(database, principal.user_id, task_id)
-    headers = {"etag": quoted(etag), **_REVALIDATED}
+    headers = (tagged(etag), *_REVALIDATED)
     if has.hold(etag):
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=JSON, headers=headers)
+        return Written(None, headers, 304)
+    return Written(body, headers)
 
 
 @router.patch(
@@ -252,7 +252,7 @@ async def replace_task(
         only_new=condition.only_new,
     )
     if put.created:
-        return _task(put.body, put.etag, 201, {"location": _place(request, task_id)})
+        return _task(put.body, put.etag, 201, _placed(request, task_id))
     return _task(put.body, put.etag)
 
 
@@ -267,14 +267,12 @@ async def delete_task(
 ) -> Response:
     """For good: there is no way back. A second time it is a 404."""
     await tasks.delete(database, principal, task_id, if_match=condition.if_match)
-    return Response(status_code=204, headers=_UNKEPT)
+    return Written(None, [_UNKEPT], 204)
 
 
-def _task(body: str, etag: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(
-        body, status, media_type=JSON, headers={"etag": quoted(etag), **_UNKEPT, **(headers or {})}
-    )
+def _task(body: str, etag: str, status: int = 200, *more: tuple[bytes, bytes]) -> Response:
+    return Written(body, (tagged(etag), _UNKEPT, *more), status)
 
 
-def _place(request: Request, task_id: UUID) -> str:
-    return f"{request.scope.get('root_path', '')}{PREFIX}/{task_id}"
+def _placed(request: Request, task_id: UUID) -> tuple[bytes, bytes]:
+    return b"location", f"{request.scope.get('root_path', '')}{PREFIX}/{task_id}".encode("latin-1")

@@ -120,19 +120,38 @@ class Connections:
 
     # -- lending ---------------------------------------------------------------------------------------------
 
+    def take(self) -> Connection | None:
+        """A connection, where one waits for somebody and nothing stands in the way; else there is `acquire`."""
+        if self.line.full or self._closing or self.vitality.outage_since is not None:
+            return None
+        connection = self._take_idle()
+        if connection is not None:
+            self.line.inside += 1
+            if self._metrics is not None:
+                self._metrics.wait(0.0)
+        return connection
+
     async def acquire(self, deadline: float) -> Connection:
         """A connection to an open socket, in the order of arrival.
 
         Raises `Overloaded` when none comes free within `pool_wait_seconds`, or will, `Unavailable` when the database
         cannot be reached. Nothing has been sent when it raises.
         """
-        started = time.monotonic()
+        started = now = time.monotonic()
         while True:
             if self._closing:
                 raise Unavailable("stopping", "The service is stopping.")
             if self.vitality.outage_since is not None:
                 await self._admit(deadline)
-            await self._wait_in_line(deadline)
+                # Waiting for the healer has a bound of its own, so the line's begins here.
+                now = time.monotonic()
+            try:
+                await self.line.enter(deadline - now)
+            except Forsaken:
+                raise Overloaded("client-gone") from None
+            except NoProspect:
+                self._log_exhaustion()
+                raise Overloaded("pool-exhausted") from None
             try:
                 connection = self._take_idle() or await self._open_connection(deadline)
             except BaseException as error:
@@ -140,6 +159,7 @@ class Connections:
                 if not isinstance(error, Exception):
                     raise
                 await self._could_not_connect(error, deadline)
+                now = time.monotonic()
                 continue
             if self._metrics is not None:
                 self._metrics.wait(time.monotonic() - started)
@@ -211,16 +231,6 @@ class Connections:
         until = min(deadline, since + self.limits.recovery_wait_seconds)
         if not await self.vitality.wait_restored(until):
             raise Unavailable(self.vitality.reason or "connecting")
-
-    async def _wait_in_line(self, deadline: float) -> None:
-        try:
-            # Waiting for the healer has a bound of its own, so this one begins here.
-            await self.line.enter(deadline - time.monotonic())
-        except Forsaken:
-            raise Overloaded("client-gone") from None
-        except NoProspect:
-            self._log_exhaustion()
-            raise Overloaded("pool-exhausted") from None
 
     def _log_exhaustion(self) -> None:
         now = time.monotonic()

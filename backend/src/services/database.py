@@ -172,12 +172,14 @@ class Database:
         attempt = 0
         unanswered: Diagnosis | None = None
         while True:
-            try:
-                connection = await self._connections.acquire(deadline)
-            except Unavailable:
-                if unanswered is None:
-                    raise
-                raise _told(statement, unanswered, unanswered) from None
+            connection = self._connections.take()
+            if connection is None:
+                try:
+                    connection = await self._connections.acquire(deadline)
+                except Unavailable:
+                    if unanswered is None:
+                        raise
+                    raise _told(statement, unanswered, unanswered) from None
             # One millisecond at least: asyncpg takes a bound that has passed for a programming error.
             left = max(deadline - time.monotonic(), 0.001)
             bound = min(left, statement.within_seconds or left)
@@ -206,10 +208,11 @@ class Database:
                 self._connections.discard(connection)
                 raise
             else:
-                self._vitality.success("traffic")
+                now = time.monotonic()
+                self._vitality.success("traffic", now)
                 self._connections.release(connection)
                 if self._metrics is not None:
-                    self._metrics.statement(statement.name, time.monotonic() - started, "ok")
+                    self._metrics.statement(statement.name, now - started, "ok")
                 return result
 
     # -- sessions and transactions ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ..config.logging import get_logger
 from ..errors import Unauthenticated
 from ..models.user import Email
 from . import tokens
+from .asking import QuickUUID
 from .fetching import Fetcher
 from .jwks import FRESH_SECONDS, PublishedKeys
 from .keys import KeySource, SharedSecret, VerificationKey
@@ -219,9 +220,9 @@ def _fits(key: VerificationKey, token: tokens.Token) -> bool:
 
 def _user_id(trust: Trust, issuer: str, subject: str) -> UUID:
     if not (trust.own or trust.passthrough):
-        return uuid5(uuid5(NAMESPACE, issuer), subject)
+        return QuickUUID(str(uuid5(uuid5(NAMESPACE, issuer), subject)))
     try:
-        user_id = UUID(subject)
+        user_id = QuickUUID(subject)
     except ValueError:
         user_id = None
     # `UUID` also reads braces and URNs: one user, one spelling.

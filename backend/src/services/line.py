@@ -37,7 +37,11 @@ class Line:
         self.on_leaving: Callable[[], object] | None = None
         self._patience = patience_seconds
         # Whoever leaves hands his place to the first of these: it is never free while somebody waits.
-        self._turns: OrderedDict[asyncio.Task[Any] | None, asyncio.Future[None]] = OrderedDict()
+        # With each the moment at which his patience ends.
+        self._turns: OrderedDict[asyncio.Task[Any] | None, tuple[asyncio.Future[None], float]] = OrderedDict()
+        # One timer for all of them, which is most often set for somebody who has left by then.
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = float("inf")
         # Since when somebody has waited all the time, and the seconds between two that left since. Forgotten whenever
         # the line is empty: what was slow an hour ago need not be slow now.
         self._standing_since: float | None = None
@@ -62,14 +66,17 @@ class Line:
             self.inside += 1
             return
         patience = min(self._patience, max(seconds, 0.0))
+        now = time.monotonic()
         if self._standing_since is None:
-            self._standing_since = self._left_at = time.monotonic()
+            self._standing_since = self._left_at = now
         elif self.waiting >= self.places and self._expected_seconds() > patience:
             raise NoProspect
-        loop = asyncio.get_running_loop()
         caller = asyncio.current_task()
-        turn = self._turns[caller] = loop.create_future()
-        end = loop.call_later(patience, self._give_up, caller)
+        turn = asyncio.get_running_loop().create_future()
+        until = now + patience
+        self._turns[caller] = turn, until
+        if until < self._rings_at:
+            self._ring_at(until, now)
         try:
             await turn
         except asyncio.CancelledError:
@@ -79,8 +86,6 @@ class Line:
                 # His turn had come in the same moment.
                 self.leave()
             raise
-        finally:
-            end.cancel()
 
     def leave(self) -> None:
         if self.on_leaving is not None:
@@ -94,7 +99,7 @@ class Line:
         self._gap += (now - self._left_at - self._gap) * _NEWEST
         self._left_at = now
         while self._turns:
-            _, turn = self._turns.popitem(last=False)
+            _, (turn, _) = self._turns.popitem(last=False)
             if not turn.done():
                 turn.set_result(None)
                 return
@@ -102,7 +107,7 @@ class Line:
 
     def forsake(self, caller: asyncio.Task[Any]) -> None:
         """Lets `caller` go with `Forsaken` where he waits here; elsewhere nothing happens."""
-        turn = self._turns.pop(caller, None)
+        turn, _ = self._turns.pop(caller, (None, 0.0))
         if turn is not None and not turn.done():
             turn.set_exception(Forsaken())
 
@@ -117,10 +122,23 @@ class Line:
         if self._emptied is not None and not self.inside:
             self._emptied.set()
 
-    def _give_up(self, caller: asyncio.Task[Any] | None) -> None:
-        turn = self._turns.pop(caller, None)
-        if turn is not None and not turn.done():
-            turn.set_exception(NoProspect())
+    def _ring_at(self, moment: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = moment
+        self._timer = asyncio.get_running_loop().call_later(moment - now, self._ring)
+
+    def _ring(self) -> None:
+        """Lets those go whose patience is at its end."""
+        now = time.monotonic()
+        late = [caller for caller, (_, until) in self._turns.items() if until <= now]
+        for caller in late:
+            turn, _ = self._turns.pop(caller)
+            if not turn.done():
+                turn.set_exception(NoProspect())
+        self._timer, self._rings_at = None, float("inf")
+        if self._turns:
+            self._ring_at(min(until for _, until in self._turns.values()), now)
 
     def _expected_seconds(self) -> float:
         """How long the next to come would wait; nothing while that cannot be known."""

@@ -75,10 +75,11 @@ class Vitality:
         self._evidence_at: float | None = None
         self._restored = asyncio.Event()
 
-    def success(self, evidence: Evidence) -> None:
-        """The database answered. Called for every statement, so it does next to nothing."""
+    def success(self, evidence: Evidence, at: float | None = None) -> None:
+        """The database answered, now or `at` a moment of the monotonic clock. Called for every statement, so it does
+        next to nothing."""
         self._evidence = evidence
-        self._evidence_at = time.monotonic()
+        self._evidence_at = time.monotonic() if at is None else at
 
     def suspect(self, reason: str) -> None:
         """A connection was lost. Callers wait for the healer's verdict from now on."""
