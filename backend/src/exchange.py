@@ -9,13 +9,13 @@ server (the head waits for the first body message). `backend/benchmarks/NOTES.md
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from .api.middleware import WHOLE
+from .api.middleware import WHOLE, traceback_of
+from .config.logging import get_logger
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
@@ -29,8 +29,7 @@ EXTENSIONS: Final[dict[str, dict[str, Any]]] = {WHOLE: {}}
 _CONTROLS: Final = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 _NO_BODY: Final = frozenset({204, 304})
 
-# Where uvicorn says what an application did wrong; the supervisor's worker listens there too.
-_log = logging.getLogger("uvicorn.error")
+log = get_logger("groundwork.http")
 
 
 class Usual:
@@ -108,11 +107,12 @@ class Exchange:
         try:
             await app(self.scope, self.receive, self.send)
         except BaseException as error:
-            _log.error("Exception in ASGI application\n", exc_info=error)
+            if not isinstance(error, asyncio.CancelledError):
+                log.error("application.raised", exception=traceback_of(error))  # noqa: TRY400 - no values in it
             await self._fail()
         else:
             if not self.response_complete and not self.disconnected:
-                _log.error("The ASGI application returned without a whole response.")
+                log.error("application.left-its-answer-unfinished")
                 await self._fail()
         finally:
             self._connection.tasks.discard(self.task)

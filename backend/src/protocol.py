@@ -218,6 +218,9 @@ class HttpProtocol(Timed):
             # Answers come in the order of the requests: where another is under way, the application answers this one.
             self._turn_away()
             return
+        self._hand_on(version)
+
+    def _hand_on(self, version: str) -> None:
         parsed = httptools.parse_url(self._target)
         path = parsed.path.decode("ascii")
         if "%" in path:

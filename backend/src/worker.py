@@ -291,8 +291,6 @@ class Worker(uvicorn.Server):
     async def _cancel(self) -> int:
         tasks = set(self.server_state.tasks)
         if tasks:
-            # The request's own line says that it was cancelled; uvicorn would add a traceback to it.
-            logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
             for task in tasks:
                 task.cancel("The drain has overrun its bound.")
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
@@ -313,10 +311,6 @@ def _is_idle(connection: HttpProtocol, elapsed: float) -> bool:
     cycle = connection.cycle
     # A scope without its cycle is a request whose headers are still arriving.
     return cycle is not None and cycle.scope is connection.scope and cycle.response_complete
-
-
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 def _accept_waiting(listeners: list[socket.socket], at_most: int) -> list[socket.socket]:

@@ -171,7 +171,7 @@ def imports_inside_are_relative(source: Source) -> Iterator[Finding]:
 
 _WORDS_OF_API = {
     "application", "bodies", "conditions", "contract", "cors", "cursors", "deps", "examples", "fast_path",
-    "middleware", "pages", "problems", "transfers",
+    "headers", "middleware", "pages", "problems", "transfers", "written",
 }  # fmt: skip
 
 

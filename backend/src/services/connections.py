@@ -77,9 +77,9 @@ class Connections:
         self.read_only = False
         self._greet: Callable[[Connection], Awaitable[None]] = _no_greeting
         self._metrics = metrics
-        # The connections that wait for somebody, the one used last at the end.
+        # Those that wait for somebody, the one used last at the end; and all of ours, lent or idle, and whether one may
+        # be lent again: not when it was open before a loss.
         self._idle: list[Connection] = []
-        # All of ours, lent or idle, and whether one may be lent again: not when it was open before a loss.
         self._ours: dict[Connection, bool] = {}
         self._reached = False
         self.line = Line(limits.pool_size, limits.pool_wait_seconds)
@@ -125,10 +125,9 @@ class Connections:
         if self.line.full or self._closing or self.vitality.outage_since is not None:
             return None
         connection = self._take_idle()
-        if connection is not None:
-            self.line.inside += 1
-            if self._metrics is not None:
-                self._metrics.wait(0.0)
+        self.line.inside += connection is not None
+        if connection is not None and self._metrics is not None:
+            self._metrics.wait(0.0)
         return connection
 
     async def acquire(self, deadline: float) -> Connection:
@@ -137,16 +136,15 @@ class Connections:
         Raises `Overloaded` when none comes free within `pool_wait_seconds`, or will, `Unavailable` when the database
         cannot be reached. Nothing has been sent when it raises.
         """
-        started = now = time.monotonic()
+        started = time.monotonic()
         while True:
             if self._closing:
                 raise Unavailable("stopping", "The service is stopping.")
-            if self.vitality.outage_since is not None:
-                await self._admit(deadline)
-                # Waiting for the healer has a bound of its own, so the line's begins here.
-                now = time.monotonic()
+            if (since := self.vitality.outage_since) is not None:
+                await self._admit(since, deadline)
             try:
-                await self.line.enter(deadline - now)
+                # Waiting for the healer has a bound of its own, so this one begins here.
+                await self.line.enter(deadline - time.monotonic())
             except Forsaken:
                 raise Overloaded("client-gone") from None
             except NoProspect:
@@ -159,11 +157,10 @@ class Connections:
                 if not isinstance(error, Exception):
                     raise
                 await self._could_not_connect(error, deadline)
-                now = time.monotonic()
-                continue
-            if self._metrics is not None:
-                self._metrics.wait(time.monotonic() - started)
-            return connection
+            else:
+                if self._metrics is not None:
+                    self._metrics.wait(time.monotonic() - started)
+                return connection
 
     def _take_idle(self) -> Connection | None:
         while self._idle:
@@ -225,9 +222,7 @@ class Connections:
         opened = sum(not connection.is_closed() for connection in self._ours)
         return PoolObservation(self.limits.pool_size, opened, self.line.inside, self.line.waiting)
 
-    async def _admit(self, deadline: float) -> None:
-        since = self.vitality.outage_since
-        assert since is not None
+    async def _admit(self, since: float, deadline: float) -> None:
         until = min(deadline, since + self.limits.recovery_wait_seconds)
         if not await self.vitality.wait_restored(until):
             raise Unavailable(self.vitality.reason or "connecting")

@@ -172,14 +172,12 @@ class Database:
         attempt = 0
         unanswered: Diagnosis | None = None
         while True:
-            connection = self._connections.take()
-            if connection is None:
-                try:
-                    connection = await self._connections.acquire(deadline)
-                except Unavailable:
-                    if unanswered is None:
-                        raise
-                    raise _told(statement, unanswered, unanswered) from None
+            try:
+                connection = self._connections.take() or await self._connections.acquire(deadline)
+            except Unavailable:
+                if unanswered is None:
+                    raise
+                raise _told(statement, unanswered, unanswered) from None
             # One millisecond at least: asyncpg takes a bound that has passed for a programming error.
             left = max(deadline - time.monotonic(), 0.001)
             bound = min(left, statement.within_seconds or left)
