@@ -25,6 +25,8 @@ JSON: Final = "application/json"
 MAX_DEPTH: Final = 32
 MAX_VALUES: Final = 20_000
 """The largest batch has half as many. Each costs time also where it is only to be refused."""
+_WORTH_ONE_STEP: Final = 1_000
+"""From so many bytes one step is quicker: 270 us and not 360 for a batch of 100, but 4.4 and not 3.5 for a task."""
 _INT64: Final = range(-(2**63), 2**63)
 # A string, also one that does not end: what follows its opening quote is consumed at once and never tried again.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -51,7 +53,8 @@ class Strict(Generic[Shape]):
     async def __call__(self, request: Request) -> Shape:
         require(request, JSON)
         content = await whole(request)
-        return self._read(content) or self._examine(content)
+        found = self._read(content) if len(content) >= _WORTH_ONE_STEP else None
+        return found or self._examine(content)
 
     def _read(self, content: bytes) -> Shape | None:
         """In one step from bytes to shape; None for what is not well, or not quickly known to be."""

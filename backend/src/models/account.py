@@ -64,7 +64,7 @@ class AccountChange(Shape):
     """
 
     # The current password and one change at the least.
-    model_config = ConfigDict(json_schema_extra={"minProperties": 2})  # type: ignore[assignment]
+    model_config = ConfigDict(json_schema_extra={"minProperties": 2})
 
     current_password: GivenPassword
     email: Email = Field(default_factory=lambda: "", description="The new address.")

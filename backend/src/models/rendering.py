@@ -30,7 +30,7 @@ from sqlalchemy import (
     select,
 )
 
-from .base import Base
+from .base import Shape
 
 
 def _to_utc(value: datetime) -> datetime:
@@ -70,7 +70,7 @@ _CLOSING: Final[ColumnElement[str]] = literal_column("']'", Text)
 _NOTHING: Final[ColumnElement[str]] = literal_column("''", Text)
 
 
-def fields(shape: type[Base], table: Any) -> list[ColumnElement[Any]]:
+def fields(shape: type[Shape], table: Any) -> list[ColumnElement[Any]]:
     """The columns of `table` that `shape` shows, in its order, with timestamps already written as text.
 
     The writing depends on no session setting (TimeZone, DateStyle), which a pooler could lose.
@@ -90,7 +90,7 @@ def _written(column: Any) -> ColumnElement[Any]:
     return found
 
 
-def written(shape: type[Base], table: Any) -> ColumnElement[str]:
+def written(shape: type[Shape], table: Any) -> ColumnElement[str]:
     """`shape` of one row of `table` as JSON text: the bytes that `as_object` gives, from the columns themselves.
 
     row_to_json() looks up the type of every column of every row, and wants a row made for it. A page of 50 takes
@@ -109,7 +109,7 @@ def written(shape: type[Base], table: Any) -> ColumnElement[str]:
     return func.concat(*parts, literal_column(f"'{before[:-1]}}}'"), type_=Text)
 
 
-def form(shape: type[Base]) -> str:
+def form(shape: type[Shape]) -> str:
     """What `written` writes, with a place (`%s`) for each value in the order of `shape`.
 
     Moments and UUIDs go into it as text, all else as JSON: strings by `as_json_string`.

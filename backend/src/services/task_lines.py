@@ -130,7 +130,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# SQLModel's own model_validate() takes half as long again.
 _IMPORT: Final = TypeAdapter(TaskImport)
 _IMPORTS: Final = TypeAdapter(list[TaskImport])
 _JSON: Final = json.JSONDecoder(object_pairs_hook=_each_once)

@@ -13,17 +13,17 @@ from pydantic import ValidationError
 from leaks import CANARY, forms
 from src.api import problems
 from src.models import password as passwords
-from src.models.base import Base
+from src.models.base import Shape
 from src.models.password import GivenPassword, NewPassword, is_common
 
 LIST = Path(passwords.__file__).with_name("common-passwords")
 
 
-class Choosing(Base):
+class Choosing(Shape):
     password: NewPassword
 
 
-class Giving(Base):
+class Giving(Shape):
     password: GivenPassword
 
 
