@@ -32,7 +32,7 @@ class Line:
             self.writer.write(sent)
             await self.writer.drain()
 
-    async def rest(self, seconds: float = 20) -> bytes:
+    async def rest(self, seconds: float = 60) -> bytes:
         """Everything until the server closes; fails when it does not."""
         received = b""
         try:
@@ -43,7 +43,7 @@ class Line:
             pass  # It was reset, perhaps while we went on sending.
         return received
 
-    async def answers(self, seconds: float = 20) -> list[Answer]:
+    async def answers(self, seconds: float = 60) -> list[Answer]:
         return answers_in(await self.rest(seconds))
 
     async def answer(self) -> Answer:

@@ -69,7 +69,7 @@ async def ask(gone: list[str]) -> AsyncIterator[Ask]:
                     await asyncio.sleep(0.05)
                 writer.write(part)
                 await writer.drain()
-            return answers_in(await asyncio.wait_for(reader.read(), 10))
+            return answers_in(await asyncio.wait_for(reader.read(), 60))
         finally:
             writer.close()
             await writer.wait_closed()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from asking import served
+from asking import served, well
 from src.api.health import Health
 from src.services.embedded import EmbeddedPostgres
 from src.services.embedded_roles import APPLICATION
@@ -31,7 +31,7 @@ async def test_with_an_admin_port_the_public_one_shows_no_numbers_and_no_details
     app = make_app(admin_port=0, environment=environment, health_details=None)
     async with serve(app) as public, beside(app) as inside:
         assert (await public.get("/metrics")).status_code == 404
-        assert (await public.get("/health")).json() == {"status": "pass"}
+        assert (await well(public)).json() == {"status": "pass"}
         assert "/metrics" not in (await public.get("/openapi.json")).json()["paths"]
         for client in (public, inside):
             assert (await client.get("/livez")).status_code == 200
@@ -46,9 +46,7 @@ async def test_with_an_admin_port_the_public_one_shows_no_numbers_and_no_details
 async def test_details_that_are_switched_off_are_off_everywhere(make_app: MakeApp, serve: Serve) -> None:
     app = make_app(admin_port=0, health_details=False)
     async with serve(app) as public, beside(app) as inside:
-        assert (
-            (await public.get("/health")).json() == (await inside.get("/health")).json() == {"status": "pass"}
-        )
+        assert (await well(public)).json() == (await well(inside)).json() == {"status": "pass"}
 
 
 async def test_with_two_workers_the_admin_port_sums_both_and_drains_with_them(

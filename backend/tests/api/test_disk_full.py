@@ -10,8 +10,7 @@ import asyncio
 import os
 import secrets
 import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from src.config.database import parse
 from src.services import schema
 from src.services.embedded import EmbeddedPostgres
 from src.services.embedded_roles import APPLICATION
+from waiting import eventually
 
 if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Serve
@@ -96,13 +96,6 @@ async def serving(
         yield ana
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 60
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.05)
-
-
 async def stored(ana: Caller) -> dict[str, str]:
     return {task["id"]: task["description"] for task in await ana.all()}
 
@@ -168,7 +161,7 @@ async def test_d7_on_a_full_disk_writes_are_503_and_reads_go_on_until_there_is_r
         await operator.close()
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
-        await until(lambda: reads(ana))
+        await eventually(lambda: reads(ana))
         assert await stored(ana) == acknowledged
 
 
@@ -216,7 +209,7 @@ async def test_d7_without_room_for_its_log_postgresql_ends_itself_and_loses_noth
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 break
         operator.terminate()
-        await until(lambda: has_ended(server))
+        await eventually(lambda: has_ended(server))
         # It could not go on, and starting again by itself needs room as well.
         assert "PANIC" in server.log_path.read_text(errors="replace")
         assert "No space left on device" in server.log_path.read_text(errors="replace")
@@ -226,7 +219,7 @@ async def test_d7_without_room_for_its_log_postgresql_ends_itself_and_loses_noth
         small.free()
         await asyncio.to_thread(server.stop)  # As the supervisor does, which waits for room in the same way.
         await asyncio.to_thread(server.start)
-        await until(lambda: reads(ana))
+        await eventually(lambda: reads(ana))
         for key, text in list(unknown.items()):
             assert await create(key, text) == 201
         assert await stored(ana) == acknowledged

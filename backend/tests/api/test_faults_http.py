@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -27,6 +27,7 @@ from src.services import schema
 from src.services.embedded import EmbeddedPostgres
 from src.services.embedded_roles import APPLICATION
 from src.services.signing import SigningKeys
+from waiting import eventually
 
 if TYPE_CHECKING:
     from tests.api.conftest import Log, MakeApp, Serve
@@ -42,6 +43,14 @@ QUICK = {
     "database_statement_timeout_seconds": 2.0,
     "database_lock_timeout_seconds": 0.5,
     "database_recovery_wait_seconds": 1.0,
+}
+# Patient, for what is promised to succeed however long a busy machine takes, and for whom a test wants to see waiting.
+PATIENT = {
+    "database_pool_wait_seconds": 60.0,
+    "database_command_timeout_seconds": 60.0,
+    "database_statement_timeout_seconds": 50.0,
+    "database_lock_timeout_seconds": 40.0,
+    "database_recovery_wait_seconds": 50.0,
 }
 
 
@@ -80,7 +89,7 @@ async def proxied(
     app = make_app(
         database_url=proxy.through(app_database_url),
         database_migration_url=database_url,
-        **{**QUICK, "database_pool_size": 1},
+        **{**QUICK, "database_pool_size": 1, "database_recovery_wait_seconds": 10.0},
         health_probes="passive",
     )
     async with people(serve, app) as (opened, _):
@@ -102,13 +111,6 @@ WRITES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    start = time.monotonic()
-    while not await condition():
-        assert time.monotonic() - start < seconds, "it did not come true in time"
-        await asyncio.sleep(0.02)
-
-
 async def waiting(operator: Operator, count: int = 1) -> None:
     """Returns once this many of the service's connections wait for a lock."""
 
@@ -122,7 +124,7 @@ async def waiting(operator: Operator, count: int = 1) -> None:
             >= count
         )
 
-    await until(they_do)
+    await eventually(they_do)
 
 
 async def stored(operator: Operator, caller: Caller) -> list[str]:
@@ -143,9 +145,9 @@ def is_unavailable(answer: httpx.Response, slug: str = "unavailable") -> None:
 
 
 async def test_x2_one_key_a_hundred_times_at_once_is_one_row_and_one_answer(
-    ana: Caller, operator: Operator, make_app: MakeApp, serve: Serve, app_database_url: str, database_url: str
+    operator: Operator, make_app: MakeApp, serve: Serve, app_database_url: str, database_url: str
 ) -> None:
-    app = make_app(database_url=app_database_url, database_migration_url=database_url)
+    app = make_app(database_url=app_database_url, database_migration_url=database_url, **PATIENT)
     async with people(serve, app) as (bo, cy):
         keyed = {"idempotency-key": "one-key"}
         body = {"title": "once", "description": "é"}
@@ -191,8 +193,18 @@ async def test_x3_of_two_updates_on_one_version_one_is_200_and_one_412(ana: Call
 
 
 async def test_l1_an_emptied_pool_is_503_within_its_wait_and_a_bad_token_is_401_at_once(
-    ana: Caller, operator: Operator, log: Log
+    operator: Operator, make_app: MakeApp, serve: Serve, app_database_url: str, database_url: str, log: Log
 ) -> None:
+    # Who holds a connection holds it until everybody else has been told.
+    bounds = {**PATIENT, "database_lock_timeout_seconds": 4.0, "database_pool_wait_seconds": 0.6}
+    app = make_app(
+        database_url=app_database_url, database_migration_url=database_url, database_pool_size=3, **bounds
+    )
+    async with people(serve, app) as (ana, _):
+        await l1(ana, operator, bounds["database_pool_wait_seconds"], log)
+
+
+async def l1(ana: Caller, operator: Operator, pool_wait_seconds: float, log: Log) -> None:
     tasks = [await ana.create(str(number)) for number in range(3)]
     async with operator.transaction():
         await operator.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
@@ -206,14 +218,15 @@ async def test_l1_an_emptied_pool_is_503_within_its_wait_and_a_bad_token_is_401_
         bad = await ana("GET", headers={"authorization": "Bearer nonsense"}, expect=401)
         assert bad.status_code == 401
         answers = await asyncio.gather(*asked)
-        assert time.monotonic() - start < QUICK["database_pool_wait_seconds"] + 4
+        took = time.monotonic() - start
+        assert took < pool_wait_seconds + 4
         for answer in answers:
             is_unavailable(answer, problem(answer))
             assert problem(answer) in ("overloaded", "unavailable")
         assert "overloaded" in {problem(answer) for answer in answers}
         for answer in await asyncio.gather(*held):
             is_unavailable(answer)  # They met the lock's bound.
-    assert log.text.count("database.pool_exhausted") <= 2
+    assert log.text.count("database.pool_exhausted") <= 1 + int(took)
     assert len(await ana.all()) == 3
     assert await stored(operator, ana) == ["0", "1", "2"]
 
@@ -222,9 +235,10 @@ async def test_l2_a_thousand_clients_that_hang_up_leak_nothing(
     app_database_url: str, database_url: str, operator: Operator
 ) -> None:
     keys = SigningKeys.from_settings(load_settings())
-    with served(database_url=app_database_url, database_migration_url=database_url) as service:
+    bounds = {name: str(seconds) for name, seconds in PATIENT.items()}
+    with served(database_url=app_database_url, database_migration_url=database_url, **bounds) as service:
         host, _, port = service.address.removeprefix("http://").partition(":")
-        async with httpx.AsyncClient(base_url=service.address, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=service.address, timeout=80) as client:
             ana = Caller(client, keys)
             task = await ana.create("steady")
             body = json.dumps({"title": "by one who left"}).encode()
@@ -261,7 +275,7 @@ async def test_l2_a_thousand_clients_that_hang_up_leak_nothing(
                     == 0
                 )
 
-            await until(calm, 20)
+            await eventually(calm)
             # Every connection of the pool is there to be used, and used at once.
             answers = await asyncio.gather(*(ana("GET", f"{TASKS}/{task['id']}") for _ in range(40)))
             assert {answer.status_code for answer in answers} == {200}
@@ -270,11 +284,16 @@ async def test_l2_a_thousand_clients_that_hang_up_leak_nothing(
             # What was begun was done or not done: each row is whole.
             for found in await ana.all():
                 assert found["title"] in ("steady", "by one who left")
-        open_connections = await operator.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND datname = current_database()",
-            APPLICATION,
-        )
-        assert open_connections <= load_settings().database_pool_size
+
+        async def no_more_are_open_than_the_pool_has() -> bool:
+            open_connections: int = await operator.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND datname = current_database()",
+                APPLICATION,
+            )
+            return open_connections <= load_settings().database_pool_size
+
+        # A server's process ends a moment after its connection.
+        await eventually(no_more_are_open_than_the_pool_has)
         assert '"level":"error"' not in service.log
 
 
@@ -298,12 +317,7 @@ async def test_d1_an_immediate_restart_under_load_fails_no_read_and_loses_no_ack
     private_postgres: Callable[..., EmbeddedPostgres], make_app: MakeApp, serve: Serve
 ) -> None:
     server = private_postgres()
-    patient = {
-        "database_recovery_wait_seconds": 5.0,
-        "database_command_timeout_seconds": 8.0,
-        "database_statement_timeout_seconds": 7.0,
-    }
-    async with on_own_server(server, make_app, serve, **patient) as ana:
+    async with on_own_server(server, make_app, serve, **PATIENT) as ana:
         task = await ana.create()
         done = asyncio.Event()
         reads: list[int] = []
@@ -346,8 +360,14 @@ async def test_d1_an_immediate_restart_under_load_fails_no_read_and_loses_no_ack
 
 
 async def test_d4_a_connection_killed_in_mid_write_is_rolled_back_and_repeated_only_with_a_key(
-    ana: Caller, operator: Operator, database_url: str
+    operator: Operator, make_app: MakeApp, serve: Serve, app_database_url: str, database_url: str
 ) -> None:
+    app = make_app(database_url=app_database_url, database_migration_url=database_url, **PATIENT)
+    async with people(serve, app) as (ana, _):
+        await d4(ana, operator, database_url)
+
+
+async def d4(ana: Caller, operator: Operator, database_url: str) -> None:
     task = await ana.create("before")
     kill = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
@@ -398,7 +418,7 @@ async def test_d8_a_read_only_database_is_503_for_writes_while_reads_go_on(
         )
 
     await switch("on")
-    await until(lambda: succeeds(ana, one))
+    await eventually(lambda: succeeds(ana, one))
     for method, path, more in (
         ("POST", TASKS, {"json": {"title": "x"}}),
         ("POST", TASKS, {"json": {"title": "x"}, "headers": {"idempotency-key": "k"}}),
@@ -411,7 +431,7 @@ async def test_d8_a_read_only_database_is_503_for_writes_while_reads_go_on(
     health = (await ana.client.get("/health")).json()
     assert health["status"] == "warn"
     await switch("off")
-    await until(lambda: succeeds(ana, one))
+    await eventually(lambda: succeeds(ana, one))
     await ana("POST", json={"title": "x"}, headers={"idempotency-key": "k"}, expect=201)
     assert await stored(operator, ana) == ["before", "x"]
 
@@ -443,7 +463,10 @@ async def test_d9_a_lock_held_by_another_costs_no_more_than_the_lock_timeout(
 async def test_d10_a_deadlock_is_repeated_and_both_succeed(
     make_app: MakeApp, serve: Serve, app_database_url: str, database_url: str, operator: Operator
 ) -> None:
-    app = make_app(database_url=app_database_url, database_migration_url=database_url)
+    # A server looks for deadlocks once in a wait, after so long: the other one has come by then.
+    name = await operator.fetchval("SELECT current_database()")
+    await operator.execute(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '3s'")
+    app = make_app(database_url=app_database_url, database_migration_url=database_url, **PATIENT)
     async with people(serve, app) as (ana, _):
         first, second = sorted([(await ana.create("a"))["id"], (await ana.create("b"))["id"]])
         # The other one is patient, so that the service's statement is the one that is given up.
@@ -526,9 +549,9 @@ async def test_n5_a_reply_lost_after_the_commit_is_504_and_the_repeat_gives_the_
     async def is_there() -> bool:
         return "once" in await stored(operator, proxied)
 
-    await until(is_there)
+    await eventually(is_there)
     proxy.heal()
-    await until(lambda: succeeds(proxied, TASKS))
+    await eventually(lambda: succeeds(proxied, TASKS))
     again = await proxied("POST", json=body, headers=keyed, expect=201)
     assert again.headers["idempotency-replayed"] == "true"
     rows = await operator.fetch("SELECT id FROM tasks WHERE user_id = $1 AND title = 'once'", proxied.id)
@@ -560,12 +583,12 @@ async def test_n5_without_a_key_a_lost_reply_is_504_without_retry_after_and_noth
     answer = await proxied(method, path, **more, expect=504)
     assert problem(answer) == "outcome-unknown"
     proxy.heal()
-    await until(lambda: succeeds(proxied, TASKS))
+    await eventually(lambda: succeeds(proxied, TASKS))
 
     async def was_done() -> bool:
         return bool(await operator.fetchval("SELECT count(*) FROM told"))
 
-    await until(was_done)
+    await eventually(was_done)
     await asyncio.sleep(0.3)
     assert await operator.fetchval("SELECT count(*) FROM told") == 1
     expected = {"POST": ["before", "changed"], "PATCH": ["changed"], "PUT": ["changed"], "DELETE": []}
@@ -587,4 +610,4 @@ async def test_n5_a_read_whose_reply_is_lost_is_503(proxied: Caller, proxy: Prox
     for path in (TASKS, f"{TASKS}/{task['id']}"):
         is_unavailable(await proxied("GET", path))
     proxy.heal()
-    await until(lambda: succeeds(proxied, TASKS))
+    await eventually(lambda: succeeds(proxied, TASKS))

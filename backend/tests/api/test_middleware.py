@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 
 from src.api.deps import RepeatDep
 from src.errors import Unavailable
+from waiting import eventually
 
 if TYPE_CHECKING:
     from tests.api.conftest import Log, MakeApp, Serve
@@ -43,16 +45,19 @@ def with_routes(app: FastAPI) -> FastAPI:
         return StreamingResponse(parts())
 
     @router.api_route("/slow", methods=["GET", "POST"], operation_id="slow", include_in_schema=False)
-    async def slow() -> None:
+    async def slow(request: Request) -> None:
+        request.app.state.inside += 1
         await asyncio.sleep(60)
 
     @router.get("/until")
     async def until(request: Request) -> str:
+        request.app.state.inside += 1
         await request.app.state.gate.wait()
         return "through"
 
     @router.post("/slow/kept")
-    async def kept(repeat: RepeatDep) -> None:
+    async def kept(repeat: RepeatDep, request: Request) -> None:
+        request.app.state.inside += 1
         await asyncio.sleep(60)
 
     @router.get("/away")
@@ -60,6 +65,7 @@ def with_routes(app: FastAPI) -> FastAPI:
         raise Unavailable("connection-refused")
 
     app.include_router(router, prefix="/v1")
+    app.state.inside = 0  # How many requests have come as far as those that stay.
     return app
 
 
@@ -248,7 +254,7 @@ async def test_a_request_cut_off_by_the_server_says_whether_it_may_have_written_
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
     async with serve(app):
         request = asyncio.create_task(app(scope, receive, send))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: app.state.inside == 1)
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
@@ -282,9 +288,11 @@ async def test_r4_over_the_bound_requests_are_503_at_once_while_probes_and_what_
     app.state.gate = asyncio.Event()
     async with serve(app) as client:
         inside = [asyncio.create_task(client.get("/v1/until")) for _ in range(8)]
-        await asyncio.sleep(0.1)
+        await eventually(lambda: app.state.inside == 8)
         origin = {"origin": "https://app.example.com", "x-request-id": "mine"}
+        began = time.monotonic()
         refused = await asyncio.gather(*(client.get("/v1/until", headers=origin) for _ in range(40)))
+        took = time.monotonic() - began
         for answer in refused:
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
             assert answer.json()["type"] == "/problems/overloaded"
@@ -299,7 +307,7 @@ async def test_r4_over_the_bound_requests_are_503_at_once_while_probes_and_what_
         numbers = (await client.get("/metrics")).text
     assert 'http_requests_total{method="GET",route="unmatched",status="503"} 40.0' in numbers
     # What was turned away is counted, and told once a second; a line for each would be a load of its own.
-    assert log.text.count("requests.turned_away") <= 2
+    assert 1 <= log.text.count("requests.turned_away") <= 1 + int(took)
     assert sum(line["status"] == 503 for line in log.requests) == 0
 
 
@@ -308,10 +316,10 @@ async def test_r4_a_request_that_breaks_or_is_given_up_makes_room_for_the_next(
 ) -> None:
     app = with_routes(make_app(max_requests_under_way=1))
     async with serve(app) as client:
-        for _ in range(3):
+        for number in range(1, 4):
             assert (await client.get("/v1/boom")).status_code == 500
             slow = asyncio.create_task(client.get("/v1/slow"))
-            await asyncio.sleep(0.05)
+            await eventually(lambda number=number: app.state.inside == number)
             assert (await client.get("/v1/boom")).status_code == 503
             slow.cancel()
             await asyncio.gather(slow, return_exceptions=True)
