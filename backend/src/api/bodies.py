@@ -15,11 +15,12 @@ from itertools import accumulate
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from ..errors import InputFault, Invalid
 from ..models.reading import names_in, structure_of
 from . import problems
+from .headers import sent_as
 
 JSON: Final = "application/json"
 MAX_DEPTH: Final = 32
@@ -97,8 +98,8 @@ class Strict(Generic[Shape]):
 
 def require(request: Request, media_type: str) -> None:
     """Raises `UnsupportedMediaType` unless the body is declared as this, in UTF-8 and not compressed."""
-    given = request.headers.getlist("content-type")
-    if given == [media_type] and "content-encoding" not in request.headers:
+    given, coded = sent_as(request, b"content-type"), sent_as(request, b"content-encoding")
+    if given == [media_type] and not coded:
         return
     if (
         not given
@@ -108,7 +109,7 @@ def require(request: Request, media_type: str) -> None:
         raise problems.Malformed("A body is needed.")
     if len(given) != 1 or not _is_utf8(given[0], media_type):
         raise problems.UnsupportedMediaType
-    if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+    if coded and coded[0].lower() not in ("identity", ""):
         raise problems.UnsupportedMediaType("The body must not be compressed.")
 
 
@@ -132,10 +133,14 @@ def _is_utf8(content_type: str, media_type: str) -> bool:
 
 async def whole(request: Request) -> bytes:
     """The body; the middleware bounds it. Raises `Malformed` when the client goes away in the middle of it."""
-    try:
-        return await request.body()
-    except ClientDisconnect:
-        raise problems.Malformed("The body broke off.") from None
+    pieces: list[bytes] = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise problems.Malformed("The body broke off.")
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
 
 
 def parse(body: bytes) -> Any:

@@ -7,6 +7,7 @@ filters. Whoever changes it, or carries it to another list, gets 422.
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 from collections.abc import Sequence
 from typing import Final
@@ -29,7 +30,7 @@ class Cursors:
     def seal(self, position: Position, owner: UUID, query: PageQuery) -> str:
         """The cursor that leads on from `position` in this owner's list, 70 to 100 characters of a URL."""
         payload = position.id.bytes + position.timestamp.encode("ascii")
-        code = _code(self._keys[0], payload, _scope(owner, query))
+        code = _code(self._keys[0], payload, owner, query)
         return base64.urlsafe_b64encode(code + payload).decode("ascii").rstrip("=")
 
     def open(self, cursor: str, owner: UUID, query: PageQuery) -> Position:
@@ -42,32 +43,15 @@ class Cursors:
         if base64.urlsafe_b64encode(sealed).decode("ascii").rstrip("=") != cursor:
             raise _refused()
         code, payload = sealed[:_CODE_BYTES], sealed[_CODE_BYTES:]
-        scope = _scope(owner, query)
-        if not any(hmac.compare_digest(code, _code(key, payload, scope)) for key in self._keys):
+        if not any(hmac.compare_digest(code, _code(key, payload, owner, query)) for key in self._keys):
             raise _refused()
         return Position(payload[_ID_BYTES:].decode("ascii"), UUID(bytes=payload[:_ID_BYTES]))
 
 
-def _scope(owner: UUID, query: PageQuery) -> bytes:
-    """What makes a list this one. The size of a page and the way of counting may change between two pages."""
-    return repr(
-        (
-            "tasks",
-            owner.hex,
-            query.sort,
-            query.descending,
-            query.is_completed,
-            query.created_after,
-            query.created_before,
-            query.updated_after,
-            query.updated_before,
-            query.q,
-        )
-    ).encode("utf-8")
-
-
-def _code(key: bytes, payload: bytes, scope: bytes) -> bytes:
-    return hmac.digest(key, len(payload).to_bytes(4, "big") + payload + scope, "sha256")[:_CODE_BYTES]
+def _code(key: bytes, payload: bytes, owner: UUID, query: PageQuery) -> bytes:
+    # BLAKE2 takes a key by itself (RFC 7693), at a third of what HMAC costs.
+    said = b"%b%b%b%b" % (owner.bytes, len(payload).to_bytes(4, "big"), payload, query.list_of)
+    return hashlib.blake2b(said, digest_size=_CODE_BYTES, key=key).digest()
 
 
 def _refused() -> Invalid:

@@ -63,17 +63,6 @@ class Operation:
     endpoint: Call
     places: tuple[int, ...]
 
-    async def answer(self, request: Request, parts: tuple[Any, ...]) -> Response:
-        """Raises whatever a dependency or the endpoint raises."""
-        known = [request, *parts]
-        for call, places in self.steps:
-            if places == _REQUEST:
-                known.append(await call(request))
-            else:
-                known.append(await call(*[known[place] for place in places]))
-        response: Response = await self.endpoint(*[known[place] for place in self.places])
-        return response
-
 
 class FastPath:
     """Finds and answers the operations of these routers that can do without FastAPI's machinery.
@@ -123,8 +112,14 @@ class FastPath:
         operation, parts = found
         scope["route"] = operation.route
         request = Request(scope, receive)
+        known = [request, *parts]
         try:
-            return await operation.answer(request, parts)
+            for call, places in operation.steps:
+                if places == _REQUEST:
+                    known.append(await call(request))
+                else:
+                    known.append(await call(*[known[place] for place in places]))
+            response: Response = await operation.endpoint(*[known[place] for place in operation.places])
         except Exception as error:
             for kind in type(error).__mro__:
                 handler: Any = self._app.exception_handlers.get(kind)
@@ -133,6 +128,7 @@ class FastPath:
                     answered: Response = await handler(request, error)
                     return answered
             raise
+        return response
 
 
 def _laid_out(app: FastAPI, routers: Sequence[APIRouter]) -> Iterator[Operation]:

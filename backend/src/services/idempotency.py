@@ -7,9 +7,8 @@ with the answer, so that a repeat within its time is given that answer and write
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 from sqlalchemy import (
@@ -35,8 +34,7 @@ from ..models.kept_answer import SWEPT_AT_ONCE as SWEPT_AT_ONCE
 HOURS: Final = 24
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
+class IdempotencyKey(NamedTuple):
     """`request_hash` (32 bytes) tells one request from another; `hours` is how long the answer is kept."""
 
     key: str

@@ -71,8 +71,9 @@ class Line:
             self._standing_since = self._left_at = now
         elif self.waiting >= self.places and self._expected_seconds() > patience:
             raise NoProspect
-        caller = asyncio.current_task()
-        turn = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        caller = asyncio.current_task(loop)
+        turn = loop.create_future()
         until = now + patience
         self._turns[caller] = turn, until
         if until < self._rings_at:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -57,11 +57,12 @@ class Position(NamedTuple):
     id: UUID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PageQuery:
     """Which tasks, in which order. `..._after` and `..._before` are exclusive.
 
-    `q` is looked for, in any case, in title and description, as it is: it knows no wildcards.
+    `q` is looked for, in any case, in title and description, as it is: it knows no wildcards. What follows from the
+    query alone is worked out once: most lists are asked for by a query that was asked before.
     """
 
     limit: int = 50
@@ -76,8 +77,26 @@ class PageQuery:
     q: str | None = None
     count: Literal["none", "exact", "estimated"] = "none"
 
+    @cached_property
+    def list_of(self) -> bytes:
+        """What makes its list this one, but for the owner: pages of any size, counted or not, belong to it."""
+        bounds = (self.created_after, self.created_before, self.updated_after, self.updated_before)
+        return repr(("tasks", self.sort, self.descending, self.is_completed, *bounds, self.q)).encode()
 
-@dataclass(frozen=True, slots=True)
+    @cached_property
+    def prepared(self) -> tuple[Statement, dict[str, Any]]:
+        """Its statement, and the values but for the owner. Raises `Invalid` for a limit outside 1 to 200."""
+        form = form_of(self)
+        values: dict[str, Any] = {"limit": bounded(self.limit)}
+        values |= {name: render_timestamp(getattr(self, name)) for name in form.bounds}
+        if self.after is not None:
+            values["after_at"], values["after_id"] = self.after
+        if self.q is not None:
+            values["pattern"] = _pattern(self.q)
+        return statement_for(form), values
+
+
+@dataclass(slots=True)
 class PageText:
     """`items` is a JSON array. `last` is the position of its last item, None when there is none.
 
@@ -112,20 +131,12 @@ async def page(db: Database, owner: UUID, query: PageQuery | None = None) -> Pag
 
     A search or an exact count that takes more than `SEARCH_SECONDS` raises `Unavailable` (`statement-timeout`).
     """
-    query = query or PageQuery()
-    form = form_of(query)
-    values: dict[str, Any] = {"owner": owner, "limit": bounded(query.limit)}
-    values |= {name: render_timestamp(getattr(query, name)) for name in form.bounds}
-    if query.after is not None:
-        values["after_at"] = query.after.timestamp
-        values["after_id"] = query.after.id
-    if query.q is not None:
-        values["pattern"] = _pattern(query.q)
-    row = await db.row(statement_for(form), **values)
+    statement, values = (query or PageQuery()).prepared
+    row = await db.row(statement, owner=owner, **values)
     assert row is not None
-    last = None if row["last_at"] is None else Position(row["last_at"], UUID(row["last_id"]))
-    items, has_more = row["items"], row["has_more"]
-    return PageText(_cut(items) if has_more else items, last, has_more, row["total"])
+    items, last_at, last_id, has_more, total = row
+    last = None if last_at is None else Position(last_at, last_id)
+    return PageText(_cut(items) if has_more else items, last, has_more, total)
 
 
 def _cut(items: str) -> str:
@@ -228,7 +239,7 @@ def _gathered(rows: Subquery, sort: str, limit: ColumnElement[int], total: Any) 
     return select(
         func.concat(literal_column("'['"), items, literal_column("']'"), type_=Text).label("items"),
         written_timestamp(func.array_agg(rows.c[sort])[last]).label("last_at"),
-        cast(func.array_agg(rows.c.id)[last], Text).label("last_id"),
+        func.array_agg(rows.c.id)[last].label("last_id"),
         (there > limit).label("has_more"),
         total.label("total"),
     ).select_from(rows)
