@@ -12,7 +12,7 @@ from src.services.connections import Limits
 from src.services.database import Database
 from src.services.statements import Statement
 
-PATIENT = Limits(connect_timeout_seconds=5, recovery_wait_seconds=0)
+PATIENT = Limits(connect_timeout_seconds=60, command_timeout_seconds=60, recovery_wait_seconds=0)
 # A refusal that might pass is tried again until this is over.
 HASTY = Limits(connect_timeout_seconds=1, recovery_wait_seconds=0)
 

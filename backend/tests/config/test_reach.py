@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -86,7 +87,10 @@ def doors() -> Iterator[Doors]:
             "unix_socket_directories": str(sockets),
             "listen_addresses": "127.0.0.1,::1" if has_ipv6() else "127.0.0.1",
         }
-        with EmbeddedPostgres(directory / "data", options=options) as server:
+        with (
+            EmbeddedPostgres(directory / "data", options=options) as server,
+            closed_port() as closed,
+        ):
             certificates = {
                 "good": authority.server_context("127.0.0.1", "localhost", "db.internal", POOLED, DIRECT),
                 "wrong": authority.server_context("db.example.com"),
@@ -99,18 +103,19 @@ def doors() -> Iterator[Doors]:
                 proxy.__enter__()
             ports = {name: proxy.port for name, proxy in proxies.items()} | {
                 "plain": server.port,
-                "closed": closed_port(),
+                "closed": closed,
             }
             yield Doors(server, sockets, authority.root_path, authority.issue("client"), ports, has_ipv6())
             for proxy in proxies.values():
                 proxy.__exit__(None, None, None)
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, and nobody can for as long as it is used."""
+    with socket.socket() as keeper:
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
 
 
 POOLED = "ep-x-pooler.eu-central-1.aws.neon.tech"
