@@ -10,6 +10,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -33,6 +34,8 @@ SIZES: Final = os.environ.get("GROWTH", "10000,1000000")
 EACH: Final = 100
 DEEP_PAGE: Final = 10_000
 DEEP_LIMIT: Final = 10
+BYTES_EACH: Final = 3_000
+"""Of disk for a task, with its indexes, what is written ahead of it, and what is sorted while it is made."""
 LINES: Final[tuple[int, ...]] = (20_000, 200_000)
 """Tasks imported and exported: the memory of the second is held against that of the first."""
 
@@ -42,6 +45,8 @@ def main(rounds: int, seconds: float) -> str:
     with ExitStack() as stack:
         where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwork-bench-")))
         where.chmod(0o755)
+        if shutil.disk_usage(where).free < sum(sizes) * BYTES_EACH:
+            raise SystemExit(f"{where} has no room for {sum(sizes):,} tasks: see TMPDIR.")
         server = stack.enter_context(postgres(where / "postgres", {"max_wal_size": "32GB"}))
         told: list[list[str]] = []
         servers: list[Running] = []
