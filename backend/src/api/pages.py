@@ -50,6 +50,8 @@ def _instant(value: object) -> object:
 
 # Of a query string that is remembered.
 _SHORT: Final = 200
+# As we make them, so that nothing in it is to be decoded or refused.
+_CURSOR: Final = re.compile(rf"(?:^|&)cursor=([A-Za-z0-9_-]{{1,{MAX_LENGTH}}})(?=&|$)")
 
 Instant = Annotated[Timestamp, BeforeValidator(_instant), Field(json_schema_extra={"format": "date-time"})]
 
@@ -141,8 +143,14 @@ class Asked:
     async def __call__(self, request: Request) -> Asking:
         # Starlette would read U+FFFD where no UTF-8 is, and something else would be looked for.
         text = request.scope["query_string"].decode("latin-1")
-        # First pages are asked for with few different texts, and over and over.
-        return _read(text) if "cursor" in text or len(text) > _SHORT else _read_once(text)
+        # Lists are asked for with few different texts, and over and over; only cursors differ.
+        cursor = _CURSOR.search(text)
+        rest = text if cursor is None else text[: cursor.start()] + text[cursor.end() :]
+        # A second cursor, also one whose name is escaped, is looked for the long way.
+        if len(rest) > _SHORT or "cursor" in rest or (cursor is not None and "%" in rest):
+            return _read(text)
+        asking = _read_once(rest)
+        return asking if cursor is None else replace(asking, cursor=cursor[1])
 
     def describe(self, operation: dict[str, Any]) -> None:
         schema = TaskQuery.model_json_schema()

@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
+from src.api import pages
 from src.api.cursors import MAX_LENGTH, Cursors
 from src.errors import Invalid
 from src.services.task_pages import PageQuery, Position
@@ -110,6 +112,26 @@ def test_a_cursor_survives_a_rotation_of_keys_while_both_are_known() -> None:
     cursor = Cursors([KEY]).seal(POSITION, OWNER, QUERY)
     assert Cursors([OTHER, KEY]).open(cursor, OWNER, QUERY) == POSITION
     refused(Cursors([OTHER]), cursor)
+
+
+CURSORS = ["cursor=A-_9", "cursor=", "cursor=a%20", "%63ursor=A", "xcursor=A", "cursor", "cursor=A=B"]
+FILTERS = ["limit=5", "limit=x", "limit=5&limit=5", "q=a+b", "q=%20", "q=cursor=A", "order=asc", "nope=1", ""]
+LONG = [f"cursor={'A' * 201}", f"q={'a' * 300}"]
+PARAMETERS = st.sampled_from([*CURSORS, *FILTERS, *LONG])
+
+
+@given(st.lists(PARAMETERS, max_size=4).map("&".join))
+@settings(max_examples=500, deadline=None)
+async def test_what_a_list_is_asked_for_is_read_alike_remembered_or_not(text: str) -> None:
+    try:
+        whole: object = pages._read(text)
+    except Invalid as invalid:
+        whole = invalid.faults
+    try:
+        asked: object = await pages.Asked()(Request({"type": "http", "query_string": text.encode()}))
+    except Invalid as invalid:
+        asked = invalid.faults
+    assert asked == whole
 
 
 async def test_a_forged_or_foreign_cursor_is_422_over_http_and_is_not_repeated(
