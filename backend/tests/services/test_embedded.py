@@ -601,12 +601,11 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it(private_postgres: Callable[...
 
 
 def test_a_lock_that_a_killed_owner_left_to_a_child_is_waited_for(tmp_path: Path) -> None:
-    child = "import time; time.sleep(0.5)"
     program = (
         "import os, pathlib, subprocess, sys\n"
         "from src.services.embedded_owner import acquire\n"
         "held = acquire(pathlib.Path(sys.argv[1]))\n"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}], pass_fds=[held], stdout=subprocess.DEVNULL)\n"
+        "subprocess.Popen(['sleep', '0.5'], pass_fds=[held], stdout=subprocess.DEVNULL)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "data")], cwd=BACKEND, check=False)

@@ -24,8 +24,12 @@ from src.services import schema, tasks, users
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.revision import CodeRevision
+from waiting import eventually
 
 pytestmark = pytest.mark.debian
+
+# What is claimed is that a crowd is served, not how fast this machine is.
+PATIENT = Limits(pool_wait_seconds=60, command_timeout_seconds=60, statement_timeout_seconds=50)
 
 
 @pytest.fixture(params=["15", "18"])
@@ -61,7 +65,7 @@ def pooler(private_postgres: Callable[..., EmbeddedPostgres]) -> Iterator[PgBoun
 
 async def test_l3_six_hot_statements_a_hundred_at_once_meet_no_error(settings: ConnectionSettings):
     await schema.create_tables(settings)
-    async with Database(settings, Limits(pool_size=8, pool_wait_seconds=20)) as database:
+    async with Database(settings, replace(PATIENT, pool_size=8)) as database:
 
         async def life(number: int) -> None:
             owner = UUID(
@@ -92,7 +96,7 @@ async def test_the_pooler_is_found_out_without_being_told(pooler: PgBouncer):
 async def test_sessions_and_statements_take_turns_behind_the_pooler(pooler: PgBouncer):
     settings = parse(pooler.url)
     await schema.create_tables(settings)
-    async with Database(settings, Limits(pool_size=6, pool_wait_seconds=20)) as database:
+    async with Database(settings, replace(PATIENT, pool_size=6)) as database:
 
         async def by_session(number: int) -> None:
             async with database.session() as session:
@@ -131,10 +135,7 @@ async def test_start_up_migrates_through_the_pooler_and_two_at_once_are_safe(poo
         Database(settings, schema=CodeRevision(settings), migrate=True) as one,
         Database(settings, schema=CodeRevision(settings), migrate=True) as other,
     ):
-        start = time.monotonic()
-        while not (one.observe().ready and other.observe().ready):
-            assert time.monotonic() - start < 20
-            await asyncio.sleep(0.05)
+        await eventually(lambda: one.observe().ready and other.observe().ready)
 
 
 async def test_no_setting_of_one_caller_reaches_another_through_the_pooler(pooler: PgBouncer):
@@ -149,7 +150,7 @@ async def test_no_setting_of_one_caller_reaches_another_through_the_pooler(poole
 # Health behind a pooler: the socket says nothing about PostgreSQL, so only traffic or an active check can.
 
 
-async def until_ready(database: Database, ready: bool, seconds: float) -> None:
+async def until_ready(database: Database, ready: bool, seconds: float = 60) -> None:
     start = time.monotonic()
     while (await database.check()).ready is not ready:
         assert time.monotonic() - start < seconds, f"still {database.observe()}"
@@ -164,7 +165,7 @@ async def test_active_behind_the_pooler_a_stop_is_known_within_two_seconds_and_a
         await asyncio.to_thread(pooler.server.stop)
         await until_ready(database, False, 2.0)
         await asyncio.to_thread(pooler.server.start)
-        await until_ready(database, True, 6.0)
+        await until_ready(database, True)
 
 
 async def test_active_behind_the_pooler_a_frozen_server_is_known_within_the_command_budget(pooler: PgBouncer):
@@ -172,7 +173,7 @@ async def test_active_behind_the_pooler_a_frozen_server_is_known_within_the_comm
         pooler.server.freeze()
         await until_ready(database, False, Limits().command_timeout_seconds)
         pooler.server.thaw()
-        await until_ready(database, True, 6.0)
+        await until_ready(database, True)
 
 
 async def test_passive_and_idle_behind_the_pooler_a_stop_is_not_known_and_the_evidence_ages(
@@ -199,5 +200,5 @@ async def test_passive_under_traffic_behind_the_pooler_a_stop_is_known_within_th
             await users.page(database)
         assert not (await database.check()).ready
         await asyncio.to_thread(pooler.server.start)
-        await until_ready(database, True, 6.0)
+        await until_ready(database, True)
         assert json.loads(await users.page(database)) == []
