@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from ..errors import InputFault, Invalid, PreconditionFailed, PreconditionRequired
-from ..models.kept_answer import KEY_MAX_LENGTH
+from ..models.kept_answer import KEY, KEY_MAX_LENGTH
 from ..services.idempotency import IdempotencyKey
 from ..services.task_rows import ANY_VERSION
 from .headers import sent_as
@@ -173,10 +173,10 @@ class IdempotencyHeader:
         key = given[0]
         if len(key) > 1 and key[0] == key[-1] == '"':
             key = key[1:-1]
-        if not 1 <= len(key) <= KEY_MAX_LENGTH or not all("!" <= character <= "~" for character in key):
+        if not KEY.fullmatch(key):
             raise _refused("Idempotency-Key", f"Has to be 1 to {KEY_MAX_LENGTH} visible ASCII characters.")
         # Should the server give the request up, the client may be told to repeat it.
-        request.state.repeatable = True
+        request.scope["state"]["repeatable"] = True
         return Repeat(key, hours)
 
     def describe(self, operation: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from ..services.asking import QuickUUID
+from ..models.base import QuickUUID
 
 Call = Callable[..., Awaitable[Any]]
 # What most dependencies ask for.

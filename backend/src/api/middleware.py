@@ -268,7 +268,8 @@ class RequestMiddleware:
 def route_of(scope: Scope) -> str:
     """The template of the route that was chosen, prefixes of its routers included, or one word for none."""
     # An included router's routes know their prefix only in this context, which FastAPI leaves in the scope.
-    chosen = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    known = scope.get("fastapi")
+    chosen = (known and known.get("effective_route_context")) or scope.get("route")
     return getattr(chosen, "path_format", None) or _UNMATCHED
 
 

@@ -7,17 +7,22 @@ constraints, so that neither can drift from the other.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 from uuid import UUID
 
 import asyncpg
+from asyncpg.pgproto import pgproto
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from sqlalchemy import DateTime, MetaData, func
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import Field, SQLModel
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
+
+QuickUUID: Final = cast(Callable[[str | bytes], UUID], pgproto.UUID)
+"""asyncpg's own: a `uuid.UUID` that is read from text in a ninth of the time, and sent in half. The text has 32 to 36
+characters."""
 
 # The characters that do not count as content. PostgreSQL's btrim() knows only U+0020, and what its \s matches
 # depends on the collation, so both sides use this list: Unicode's White_Space, and the separators
@@ -111,7 +116,7 @@ Text = Annotated[str, STORABLE]
 
 def new_id() -> UUID:
     """A UUIDv7: near-sequential keys keep the index compact. Nothing may assume that ids rise with time."""
-    return uuid7()
+    return QuickUUID(uuid7().bytes)
 
 
 class Base(SQLModel):

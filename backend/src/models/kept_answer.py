@@ -1,5 +1,6 @@
 """A write that may be sent again: its key, what was asked with it, and the answer that was given."""
 
+import re
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -23,6 +24,8 @@ from sqlmodel import Field
 from .base import Base, metadata
 
 KEY_MAX_LENGTH: Final = 255
+KEY: Final = re.compile(rf"[!-~]{{1,{KEY_MAX_LENGTH}}}")
+"""Visible ASCII."""
 # More than one, so that they become fewer; few, so that no write pays for a day of others.
 SWEPT_AT_ONCE: Final = 20
 

@@ -12,18 +12,12 @@ These are asyncpg's private parts, of the version that is pinned; `tests/service
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from asyncpg.pgproto import pgproto
 
 if TYPE_CHECKING:
     from .connections import Connection
-
-
-QuickUUID: Final[type[UUID]] = pgproto.UUID
-"""asyncpg's own: a `uuid.UUID` that is read from text in a ninth of the time, and sent in half."""
 
 
 async def rows_of(

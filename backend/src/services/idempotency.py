@@ -28,7 +28,7 @@ from sqlmodel import col
 
 from ..errors import InputFault, Invalid
 from ..models import KeptAnswer
-from ..models.kept_answer import KEY_MAX_LENGTH
+from ..models.kept_answer import KEY, KEY_MAX_LENGTH
 from ..models.kept_answer import SWEPT_AT_ONCE as SWEPT_AT_ONCE
 
 HOURS: Final = 24
@@ -47,7 +47,7 @@ class IdempotencyKey(NamedTuple):
 
         1 to 255 visible ASCII characters; raises `Invalid` (pointer `Idempotency-Key`) otherwise.
         """
-        if not 1 <= len(key) <= KEY_MAX_LENGTH or not all("!" <= character <= "~" for character in key):
+        if not KEY.fullmatch(key):
             fault = f"Has to be 1 to {KEY_MAX_LENGTH} visible ASCII characters."
             raise Invalid(faults=[InputFault("Idempotency-Key", fault)])
         return cls(key, hashlib.sha256(operation.encode() + b"\0" + body).digest(), hours)

@@ -19,9 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from ..config.identity import weaknesses
 from ..config.logging import get_logger
 from ..errors import Unauthenticated
+from ..models.base import QuickUUID
 from ..models.user import Email
 from . import tokens
-from .asking import QuickUUID
 from .fetching import Fetcher
 from .jwks import FRESH_SECONDS, PublishedKeys
 from .keys import KeySource, SharedSecret, VerificationKey

@@ -35,8 +35,8 @@ docs/decisions/0017-two-walls.md has the reasons and the cost, 0051-accounts.md 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -171,12 +171,18 @@ def address(email: str | None) -> str | None:
         return None
 
 
-@contextmanager
-def revoked_is_unauthenticated() -> Iterator[None]:
+class _Revoked:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Conflict) and error.constraint in REVOKED:
+            raise Unauthenticated(*REVOKED[error.constraint]) from None
+
+
+_REVOKED: Final = _Revoked()
+
+
+def revoked_is_unauthenticated() -> AbstractContextManager[None, None]:
     """Inside, a write refused because of whose it is raises `Unauthenticated`. Nothing was written."""
-    try:
-        yield
-    except Conflict as conflict:
-        if conflict.constraint in REVOKED:
-            raise Unauthenticated(*REVOKED[conflict.constraint]) from None
-        raise
+    return _REVOKED

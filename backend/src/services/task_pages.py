@@ -34,6 +34,7 @@ from sqlalchemy import (
 from sqlmodel import col
 
 from ..models import Task, TaskRead
+from ..models.base import QuickUUID
 from ..models.rendering import render_timestamp, written, written_timestamp
 from .ownership import me, mine
 from .paging import bounded
@@ -135,7 +136,7 @@ async def page(db: Database, owner: UUID, query: PageQuery | None = None) -> Pag
     row = await db.row(statement, owner=owner, **values)
     assert row is not None
     items, last_at, last_id, has_more, total = row
-    last = None if last_at is None else Position(last_at, last_id)
+    last = None if last_at is None else Position(last_at, QuickUUID(last_id))
     return PageText(_cut(items) if has_more else items, last, has_more, total)
 
 
@@ -239,7 +240,7 @@ def _gathered(rows: Subquery, sort: str, limit: ColumnElement[int], total: Any) 
     return select(
         func.concat(literal_column("'['"), items, literal_column("']'"), type_=Text).label("items"),
         written_timestamp(func.array_agg(rows.c[sort])[last]).label("last_at"),
-        func.array_agg(rows.c.id)[last].label("last_id"),
+        cast(func.array_agg(rows.c.id)[last], Text).label("last_id"),
         (there > limit).label("has_more"),
         total.label("total"),
     ).select_from(rows)

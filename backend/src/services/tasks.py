@@ -34,7 +34,7 @@ from sqlmodel import update as update_in
 
 from ..errors import KeyReused, NotFound, PreconditionFailed
 from ..models import Task, TaskCreate, TaskPut, TaskUpdate
-from ..models.base import new_id
+from ..models.base import QuickUUID, new_id
 from .idempotency import IdempotencyKey, claim, key_values, swept
 from .ownership import Author, Known, me, me_making, me_writing, revoked_is_unauthenticated, theirs
 from .statements import Statement
@@ -231,7 +231,7 @@ async def create(
     body, kept_for, same = row
     if not same:
         raise KeyReused
-    task_id = UUID(kept_for)
+    task_id = QuickUUID(kept_for)
     return Created(body, etag_of(body), task_id, replayed=task_id != new["id"])
 
 
