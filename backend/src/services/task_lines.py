@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, Final, NamedTuple
+from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,8 +35,18 @@ class Lines(NamedTuple):
     size: int
 
 
-async def read(file: BinaryIO, faults: list[InputFault]) -> AsyncIterator[Lines]:
+class _Looked(TaskImport):
+    """A line that is only looked at. To make an id for it takes as long as all the rest."""
+
+    id: UUID = UUID(int=0)
+
+
+async def read(
+    file: BinaryIO, faults: list[InputFault], *, only_to_look: bool = False
+) -> AsyncIterator[Lines]:
     """The lines in slices that are looked at in a millisecond or two; what is wrong with others goes to `faults`.
+
+    Tasks that were `only_to_look` at have no id of their own where their line has none.
 
     Reading waits in a thread. Validating does not: a thread that keeps the interpreter busy would delay whatever
     the event loop does by its switch interval, each time.
@@ -44,7 +55,7 @@ async def read(file: BinaryIO, faults: list[InputFault]) -> AsyncIterator[Lines]
     while raw := await asyncio.to_thread(_some, file):
         for start in range(0, len(raw), _SLICE_LINES):
             texts = raw[start : start + _SLICE_LINES]
-            tasks = _tasks(texts)
+            tasks = _tasks(texts, _LOOKED if only_to_look else _IMPORTS)
             if tasks is not None:
                 numbers = list(range(number + 1, number + 1 + len(texts)))
                 number += len(texts)
@@ -80,7 +91,7 @@ def _some(file: BinaryIO) -> list[bytes]:
     return lines
 
 
-def _tasks(texts: list[bytes]) -> list[TaskImport] | None:
+def _tasks(texts: list[bytes], shape: TypeAdapter[Any]) -> list[TaskImport] | None:
     """Lines that are all well, read in one step as one array; None when they have to be looked at one by one.
 
     No string reaches over the end of its line, because JSON has no line feed in one, and no object lies in a task. So
@@ -90,7 +101,7 @@ def _tasks(texts: list[bytes]) -> list[TaskImport] | None:
         return None
     array = b"[%b\n]" % b"\n,".join(texts)
     try:
-        tasks = _IMPORTS.validate_json(array)
+        tasks: list[TaskImport] = shape.validate_json(array)
     except ValidationError:
         return None
     whole = len(tasks) == len(texts) and structure_of(array).count(b":") == names_in(*tasks)
@@ -132,4 +143,5 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _IMPORT: Final = TypeAdapter(TaskImport)
 _IMPORTS: Final = TypeAdapter(list[TaskImport])
+_LOOKED: Final = TypeAdapter(list[_Looked])
 _JSON: Final = json.JSONDecoder(object_pairs_hook=_each_once)

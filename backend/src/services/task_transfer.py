@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import UUID
 from weakref import WeakSet
 
-from sqlalchemy import ARRAY, Boolean, Integer, Text, Uuid, bindparam, case, cast, func, select
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Integer,
+    Text,
+    Uuid,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
@@ -154,7 +166,7 @@ async def load(
     """
     with _alone(db):
         faults: list[InputFault] = []
-        async for _ in read(file, faults):
+        async for _ in read(file, faults, only_to_look=True):
             if len(faults) >= FAULTS_MAX:
                 break
         if faults:
@@ -223,6 +235,10 @@ def _columns(author: Author, tasks: list[TaskImport]) -> dict[str, Any]:
     values: dict[str, Any] = {"owner": author.user_id, "epoch": author.epoch}
     values |= {f"new_{name}": list(map(attrgetter(name), tasks)) for name in _COLUMNS}
     values |= {f"new_{name}": list(map(_written, map(attrgetter(name), tasks))) for name in _INSTANTS}
+    for name, usual in _USUAL.items():
+        if values[name].count(usual) == len(tasks):
+            # The driver looks at every element of an array, also at what nobody gave.
+            values[name] = None
     return values
 
 
@@ -252,6 +268,16 @@ _COLUMNS: Final = ("id", "title", "description", "is_completed", "version")
 _INSTANTS: Final = ("created_at", "updated_at")
 
 
+_USUAL: Final = {
+    "new_description": None,
+    "new_is_completed": False,
+    "new_version": 1,
+    "new_created_at": None,
+    "new_updated_at": None,
+}
+"""What a line without the field means; the statement means it too where it is given nothing."""
+
+
 def _provision() -> Any:
     return select(cast(me_making().c.v, Text).label("owner"))
 
@@ -263,6 +289,8 @@ def _store_lines(only_new: bool) -> Any:
     lines = array_rows("new", (*_COLUMNS, *_INSTANTS), types)
     created, updated = (instant(lines.c[name]) for name in _INSTANTS)
     given: dict[str, Any] = {name: lines.c[name] for name in _COLUMNS}
+    given["is_completed"] = func.coalesce(given["is_completed"], literal_column("false"))
+    given["version"] = func.coalesce(given["version"], literal_column("1"))
     given["created_at"] = func.coalesce(created, func.now())
     given["updated_at"] = func.coalesce(updated, created, func.now())
     new = insert(Task).from_select(

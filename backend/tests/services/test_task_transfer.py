@@ -227,7 +227,9 @@ def test_lines_read_together_are_what_each_is_by_itself(lines: list[str]) -> Non
     texts = [f"{line}\n".encode() for line in lines]
     found: list[Any] = []
     each = [task_lines._task(number, text, found) for number, text in enumerate(texts, 2)]
-    together = task_lines._tasks(texts)
+    together = task_lines._tasks(texts, task_lines._IMPORTS)
+    looked = task_lines._tasks(texts, task_lines._LOOKED)
+    assert (looked is None) == (together is None)
     if together is None:
         # Where every line is well they are read in one step, but for what is not the usual way to write them.
         assert (
