@@ -33,12 +33,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from ..errors import Conflict, InputFault, Invalid, TooManyRequests, Unavailable
-from ..models import Task, TaskImport, TaskRead
-from ..models.rendering import as_object, fields
+from ..models import Task, TaskImport
 from .ownership import Author, me_making, me_writing, revoked_is_unauthenticated
 from .statements import Statement
 from .task_lines import CHUNK_LINES, FAULTS_MAX, fault, read, said
-from .task_rows import TASK_KEY, after, array_rows, instant
+from .task_rows import TASK_KEY, after, array_rows, as_json, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -134,9 +133,8 @@ async def _copy(db: Database, owner: UUID, pieces: asyncio.Queue[bytes]) -> None
 
 def _everything(owner: UUID) -> str:
     """COPY takes no parameters, so the owner stands in the text; a UUID prints as hexadecimal digits and hyphens."""
-    mine = select(*fields(TaskRead, Task)).where(col(Task.user_id) == owner)
-    ordered = mine.order_by(col(Task.created_at), col(Task.id)).subquery("task")
-    compiled = as_object(ordered).compile(
+    mine = select(as_json()).where(col(Task.user_id) == owner).order_by(col(Task.created_at), col(Task.id))
+    compiled = mine.compile(
         dialect=asyncpg_dialect.dialect(),  # type: ignore[no-untyped-call]
         compile_kwargs={"literal_binds": True},
     )
