@@ -8,8 +8,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from src.services.database import Limits
+
 PATIENCE: Final = 60.0
 """What a busy machine may take for anything that happens at all."""
+PATIENT: Final = Limits(
+    pool_wait_seconds=60,
+    connect_timeout_seconds=60,
+    command_timeout_seconds=60,
+    statement_timeout_seconds=50,
+    lock_timeout_seconds=40,
+    recovery_wait_seconds=50,
+)
+"""For what is promised to succeed, and where how fast the machine is makes no difference."""
 
 
 def _it_never_did() -> str:

@@ -15,6 +15,7 @@ import pytest
 from src.api import transfers
 from src.api.transfers import IMPORTS_AT_ONCE
 from src.models import TaskBatchRead
+from waiting import eventually
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -295,9 +296,7 @@ async def test_an_export_waits_for_its_reader_and_ends_with_them(
         sent = await asyncio.wait_for(exporting, 60)
         assert sent[0]["status"] == 200
         assert not any(message.get("more_body") is False for message in sent[1:])
-        async with asyncio.timeout(60):
-            while app.state.database.observe().pool.in_use:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not app.state.database.observe().pool.in_use)
         whole = await ana.ask("GET", EXPORT)
         assert len(whole.content.splitlines()) == 400
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from clusters import Proxy
@@ -21,6 +22,22 @@ async def either(either_url: str) -> AsyncIterator[Database]:
     """An opened `Database` on a fresh migrated database, for either role in turn."""
     async with Database(parse(either_url)) as opened:
         yield opened
+
+
+@pytest.fixture
+async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """A connection of the driver's own, as the role that owns the tables."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def app(app_database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """The same, as the role that the service connects as."""
+    connection = await asyncpg.connect(app_database_url)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

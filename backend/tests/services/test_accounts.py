@@ -8,6 +8,7 @@ import io
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,24 +27,11 @@ from src.services.accounts import Accounts
 from src.services.database import Database
 from src.services.passwords import Passwords
 from src.services.signing import SigningKeys
+from waiting import PATIENT, eventually
 
 PASSWORD = "seven small boats at noon"
 HERE = "192.0.2.1"
 IDLE = timedelta(days=1)
-
-
-@pytest.fixture
-async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def app(app_database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(app_database_url)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
@@ -302,12 +290,11 @@ async def test_log_ins_log_outs_changes_and_a_deletion_at_once_wait_for_each_oth
     door: Accounts, app_database_url: str, app_database: Database, owner: asyncpg.Connection[Any]
 ) -> None:
     from src.config.database import parse
-    from src.services.database import Limits
 
     ana = await sign_up(door, app_database)
     recipe = await owner.fetchval("SELECT recipe FROM credentials")
     derived = await door._passwords.derive(PASSWORD, recipe)
-    async with Database(parse(app_database_url), Limits(pool_size=12, pool_wait_seconds=30)) as crowd:
+    async with Database(parse(app_database_url), replace(PATIENT, pool_size=12)) as crowd:
 
         async def open_one() -> None:
             values: dict[str, Any] = {
@@ -357,9 +344,7 @@ async def test_two_sign_ups_of_one_address_leave_one_account_with_its_own_passwo
 async def until_one_waits(owner: asyncpg.Connection[Any]) -> None:
     """Until somebody in this database waits for a lock that another holds."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(30):
-        while not await owner.fetchval(waiting):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: owner.fetchval(waiting))
 
 
 async def _set_password(database: Database, passwords: Passwords, user_id: UUID) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,20 +29,6 @@ from src.services.revision import CodeRevision
 from src.services.tasks import IdempotencyKey, Known
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-
-
-@pytest.fixture
-async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def app(app_database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(app_database_url)
-    yield connection
-    await connection.close()
 
 
 async def isolation(url: str, migration_url: str | None = None) -> Finding:

@@ -15,6 +15,7 @@ from src.errors import Unavailable
 from src.services.connections import Connections, Limits
 from src.services.faults import diagnose
 from src.services.vitality import Vitality
+from waiting import eventually
 
 
 async def nothing(_: Any) -> None:
@@ -65,9 +66,7 @@ async def test_a_connection_that_the_server_ended_while_nobody_had_it_is_not_len
     other = await asyncpg.connect(postgres.url)
     await other.execute("SELECT pg_terminate_backend($1, 5000)", ended.get_server_pid())
     await other.close()
-    async with asyncio.timeout(60):
-        while not ended.is_closed():
-            await asyncio.sleep(0.01)
+    await eventually(ended.is_closed)
     assert two.observe().open == 0
     lent = await two.acquire(soon())
     assert lent is not ended

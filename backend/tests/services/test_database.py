@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +29,7 @@ from src.errors import (
 from src.models import Task, User
 from src.services.database import Database, Limits
 from src.services.statements import Statement
-from waiting import eventually
+from waiting import PATIENT, eventually
 
 PID = Statement("test.pid", lambda: sa.select(sa.func.pg_backend_pid()), repeatable=True)
 PREPARED = Statement(
@@ -64,10 +65,7 @@ async def small(connection_settings: ConnectionSettings) -> AsyncIterator[Databa
 @pytest.fixture
 async def patient(connection_settings: ConnectionSettings) -> AsyncIterator[Database]:
     """Two connections, and as much patience as a busy machine asks for."""
-    limits = Limits(
-        pool_size=2, pool_wait_seconds=60, command_timeout_seconds=60, statement_timeout_seconds=50
-    )
-    async with Database(connection_settings, limits) as opened:
+    async with Database(connection_settings, replace(PATIENT, pool_size=2)) as opened:
         yield opened
 
 

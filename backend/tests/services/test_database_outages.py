@@ -36,7 +36,7 @@ from src.services.embedded import EmbeddedPostgres
 from src.services.idempotency import IdempotencyKey
 from src.services.revision import CodeRevision
 from src.services.statements import Statement
-from waiting import eventually
+from waiting import PATIENT, eventually
 
 ADD_USER = Statement(
     "test.add_user",
@@ -59,15 +59,7 @@ QUICK = Limits(
     recovery_wait_seconds=0.8,
     check_interval_seconds=0.2,
 )
-PATIENT = Limits(
-    pool_size=3,
-    pool_wait_seconds=60,
-    connect_timeout_seconds=60,
-    command_timeout_seconds=60,
-    statement_timeout_seconds=50,
-    recovery_wait_seconds=50,
-)
-"""For what is promised to succeed, however long a busy machine takes."""
+THREE = replace(PATIENT, pool_size=3)
 
 
 @pytest.fixture
@@ -208,7 +200,7 @@ async def test_a_statement_whose_time_went_by_in_the_queue_is_no_sign_of_a_dead_
 async def test_n2_every_connection_reset_is_invisible_to_reads(
     through_proxy: ConnectionSettings, proxy: Proxy
 ):
-    async with Database(through_proxy, PATIENT) as database:
+    async with Database(through_proxy, THREE) as database:
         for _ in range(5):
             reads = [asyncio.create_task(database.value(SLEEP, seconds=0.02)) for _ in range(9)]
             await asyncio.sleep(0.01)
@@ -241,7 +233,7 @@ async def test_n4_two_hundred_milliseconds_of_latency_do_not_collapse_the_pool(
     through_proxy: ConnectionSettings, proxy: Proxy
 ):
     proxy.delay_seconds = 0.1  # each way
-    async with Database(through_proxy, PATIENT) as database:
+    async with Database(through_proxy, THREE) as database:
         for _ in range(2):
             reads = (database.value(ECHO, x="x") for _ in range(12))
             assert await asyncio.gather(*reads, return_exceptions=True) == ["x"] * 12
@@ -326,7 +318,7 @@ async def test_d1_an_immediate_restart_under_reads_fails_none_of_them(
     private_postgres: Callable[..., EmbeddedPostgres],
 ):
     server = private_postgres()
-    async with Database(parse(server.url), PATIENT) as database:
+    async with Database(parse(server.url), THREE) as database:
         done = asyncio.Event()
         reads, failures = 0, []
 
@@ -408,7 +400,7 @@ async def test_d6_a_further_connection_that_is_refused_is_no_loss_of_those_that_
     private_postgres: Callable[..., EmbeddedPostgres],
 ):
     server = private_postgres(options={"max_connections": "6", "superuser_reserved_connections": "0"})
-    async with contextlib.AsyncExitStack() as stack, Database(parse(server.url), PATIENT) as database:
+    async with contextlib.AsyncExitStack() as stack, Database(parse(server.url), THREE) as database:
         pid = await database.value(PID)
         others = [await asyncpg.connect(server.url) for _ in range(5)]
         for other in others:
@@ -591,7 +583,7 @@ async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_t
 ):
     lines = io.StringIO()
     configure("info", "json", lines)
-    limits = replace(PATIENT, pool_wait_seconds=1.0)
+    limits = replace(THREE, pool_wait_seconds=1.0)
     async with Database(connection_settings, limits) as database:
         slow = [asyncio.create_task(database.value(SLEEP, seconds=4.0)) for _ in range(3)]
         await eventually(lambda: database.observe().pool.in_use == 3)

@@ -24,12 +24,9 @@ from src.services import schema, tasks, users
 from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.revision import CodeRevision
-from waiting import eventually
+from waiting import PATIENT, eventually
 
 pytestmark = pytest.mark.debian
-
-# What is claimed is that a crowd is served, not how fast this machine is.
-PATIENT = Limits(pool_wait_seconds=60, command_timeout_seconds=60, statement_timeout_seconds=50)
 
 
 @pytest.fixture(params=["15", "18"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,22 +18,16 @@ from src.config.database import parse
 from src.errors import Conflict, NotFound, Unauthenticated
 from src.models import TaskCreate, TaskPut, User
 from src.services import tasks
-from src.services.database import Database, Limits
+from src.services.database import Database
 from src.services.ownership import address
 from src.services.tasks import IdempotencyKey, Known
-
-
-@pytest.fixture
-async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
+from waiting import PATIENT, eventually
 
 
 @pytest.fixture
 async def wide(app_database_url: str) -> AsyncIterator[Database]:
     """Many writes really at once, not in a queue."""
-    async with Database(parse(app_database_url), Limits(pool_size=40, pool_wait_seconds=30)) as opened:
+    async with Database(parse(app_database_url), replace(PATIENT, pool_size=40)) as opened:
         yield opened
 
 
@@ -199,9 +194,7 @@ async def test_a_deletion_waited_for_is_seen(wide: Database, owner: asyncpg.Conn
     await holding.start()
     await owner.execute("INSERT INTO users (id, email) VALUES ($1, $2)", ada.user_id, ada.email)
     waiting = asyncio.create_task(write(wide, ada))
-    async with asyncio.timeout(60):
-        while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
     await owner.execute("DELETE FROM users WHERE id = $1", ada.user_id)
     await holding.commit()
     with pytest.raises(Unauthenticated):

@@ -21,6 +21,7 @@ from src.services import task_pages, tasks
 from src.services.database import Database
 from src.services.task_pages import COUNT_BOUND, Form, form_of, statement_for
 from src.services.tasks import Known, PageQuery, PageText, Position
+from waiting import eventually
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -274,9 +275,7 @@ async def test_a_search_that_takes_too_long_is_given_up_and_the_pool_stays_whole
             assert reasons == ["statement-timeout"] * 6
             assert all(isinstance(answer, PageText) for answer in given_up[6:])
             assert service.observe().status == "up"
-            async with asyncio.timeout(60):
-                while service.observe().pool.in_use:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: not service.observe().pool.in_use)
             # Nothing goes on in the server, either.
             async with asyncio.timeout(60):
                 while await running(database):

@@ -26,6 +26,7 @@ from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.task_lines import BLANK_LINES_MAX, FAULTS_MAX, LINE_MAX_BYTES
 from src.services.tasks import Known, PageQuery
+from waiting import eventually
 
 
 async def load(database: Database, author: Known, *lines: Any, **more: Any) -> int:
@@ -55,9 +56,7 @@ async def many(database: Database, author: Known, count: int) -> None:
 
 async def settle(database: Database) -> None:
     """Until every connection is back."""
-    async with asyncio.timeout(60):
-        while database.observe().pool.in_use:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not database.observe().pool.in_use)
 
 
 async def test_what_is_exported_is_imported_as_it_was(either: Database) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,6 +20,7 @@ from src.services.database import Database, Limits
 from src.services.embedded import EmbeddedPostgres
 from src.services.idempotency import SWEPT_AT_ONCE, IdempotencyKey
 from src.services.tasks import ANY_VERSION, Known, PageQuery
+from waiting import eventually
 
 A_DAY_AGO = "UPDATE idempotency_keys SET created_at = created_at - interval '24 hours'"
 
@@ -404,9 +404,7 @@ async def test_n5_a_create_whose_outcome_stays_unknown_is_never_said_not_to_be_s
                 await tasks.create(database, ada, new, idempotency=key)
             assert caught.value.retry_after_seconds == seconds
             proxy.accept()
-            async with asyncio.timeout(60):
-                while not database.observe().ready:
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: database.observe().ready)
         again = await tasks.create(database, ada, new, idempotency=a_key())
         assert again.replayed
         assert len(await listed(database, ada)) == 2 + 1 + 2

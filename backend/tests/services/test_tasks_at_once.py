@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,20 +19,13 @@ from src.services import tasks
 from src.services.database import Database, Limits
 from src.services.idempotency import IdempotencyKey
 from src.services.tasks import Known
-
-MANY = Limits(
-    pool_size=24,
-    pool_wait_seconds=60,
-    command_timeout_seconds=60,
-    statement_timeout_seconds=50,
-    lock_timeout_seconds=40,
-)
+from waiting import PATIENT
 
 
 @pytest.fixture
 async def crowd(either_url: str) -> AsyncIterator[Database]:
     """A database with room for many at a time."""
-    async with Database(parse(either_url), MANY) as opened:
+    async with Database(parse(either_url), replace(PATIENT, pool_size=24)) as opened:
         yield opened
 
 

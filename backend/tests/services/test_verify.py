@@ -147,9 +147,7 @@ async def everything(url: str) -> dict[str, list[Any]]:
 async def test_no_connection_is_left_open(database_url: str, postgres: EmbeddedPostgres) -> None:
     with Proxy(postgres.port) as proxy:
         await examine(proxy.through(database_url))
-        async with asyncio.timeout(60):
-            while proxy.open_connections:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: not proxy.open_connections)
         assert proxy.traffic.connections > 0
 
 
@@ -170,9 +168,7 @@ async def test_a_cancelled_run_closes_its_connections(database_url: str, postgre
         with pytest.raises(asyncio.CancelledError):
             await run
         proxy.thaw()
-        async with asyncio.timeout(60):
-            while proxy.open_connections:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: not proxy.open_connections)
 
 
 # Reaching the server
