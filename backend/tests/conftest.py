@@ -392,8 +392,9 @@ def connection_settings(database_url: str) -> ConnectionSettings:
 async def database(connection_settings: ConnectionSettings) -> AsyncIterator[Database]:
     """An opened `Database` on a fresh migrated database."""
     from src.services.database import Database
+    from waiting import PATIENT
 
-    async with Database(connection_settings) as opened:
+    async with Database(connection_settings, PATIENT) as opened:
         yield opened
 
 
@@ -401,8 +402,9 @@ async def database(connection_settings: ConnectionSettings) -> AsyncIterator[Dat
 async def app_database(app_database_url: str) -> AsyncIterator[Database]:
     """As `database`, and on the same one, connected as the service is."""
     from src.services.database import Database
+    from waiting import PATIENT
 
-    async with Database(parse(app_database_url)) as opened:
+    async with Database(parse(app_database_url), PATIENT) as opened:
         yield opened
 
 

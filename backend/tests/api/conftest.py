@@ -19,10 +19,21 @@ from src.config.settings import load_settings
 from src.main import create_app
 from src.models.base import new_id
 from src.services import signing
+from waiting import PATIENT
 
 KEY = signing.new_key()
 # `false` runs every test of the API on FastAPI alone.
 FAST_PATH = os.environ.get("GROUNDWORK_FAST_PATH", "true")
+# Whoever wants to see a bound of the database's at work sets it.
+AS_LONG_AS_IT_TAKES = {
+    f"database_{name}": getattr(PATIENT, name)
+    for name in (
+        "pool_wait_seconds",
+        "command_timeout_seconds",
+        "statement_timeout_seconds",
+        "lock_timeout_seconds",
+    )
+}
 Serve = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeApp = Callable[..., FastAPI]
 
@@ -32,7 +43,12 @@ def make_app(database_url: str) -> MakeApp:
     """Makes an application with these settings on the test's database."""
 
     def make(**settings: Any) -> FastAPI:
-        usual = {"database_url": database_url, "signing_keys": KEY, "fast_path": FAST_PATH}
+        usual = {
+            "database_url": database_url,
+            "signing_keys": KEY,
+            "fast_path": FAST_PATH,
+            **AS_LONG_AS_IT_TAKES,
+        }
         return create_app(load_settings(**{**usual, **settings}))
 
     return make

@@ -72,7 +72,7 @@ def test_whatever_the_description_allows_or_forbids_the_service_keeps_to_it(
                 "--phases=examples,coverage,fuzzing,stateful",
                 f"--max-time={SECONDS}",
                 "--continue-on-failure",
-                "--request-timeout=10",
+                "--request-timeout=60",
                 "--no-color",
                 f"--seed={SEED}",
             ],

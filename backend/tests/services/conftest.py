@@ -10,6 +10,7 @@ import pytest
 from clusters import Proxy
 from src.config.database import ConnectionSettings, parse
 from src.services.database import Database
+from waiting import PATIENT
 
 
 @pytest.fixture(params=["owner", "application"])
@@ -20,7 +21,7 @@ def either_url(request: pytest.FixtureRequest, database_url: str, app_database_u
 @pytest.fixture
 async def either(either_url: str) -> AsyncIterator[Database]:
     """An opened `Database` on a fresh migrated database, for either role in turn."""
-    async with Database(parse(either_url)) as opened:
+    async with Database(parse(either_url), PATIENT) as opened:
         yield opened
 
 
