@@ -93,10 +93,10 @@ class HttpProtocol(Timed):
         self._waits_for_continue = False
         # Whether it was turned away: what is left of it goes nowhere.
         self._turned_away = False
-        # The last that was begun, and those that wait for the answers to the ones before them.
+        # The last that came, the one whose turn it is or was, and those that wait for the answers before theirs.
         self.cycle: Exchange | None = None
+        self._answering: Exchange | None = None
         self._pipeline: deque[Exchange] = deque()
-        self._task: asyncio.Task[None] | None = None
         self._refusal: RequestError | None = None
         self._owed: bytes | None = None
         self._discarded_bytes = 0
@@ -117,13 +117,16 @@ class HttpProtocol(Timed):
         if exc is None:
             self.transport.close()
         self.parser = cast(Any, None)
-        if self.cycle is not None:
-            if not self.cycle.response_complete:
-                self.cycle.disconnected = True
-            self.cycle.wake()
-        if self._task is not None and not self._task.done():
-            # Nobody is left to hear of what it would still begin.
-            self.door.forsake(self._task)
+        if (cycle := self._answering) is not None:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+            cycle.wake()
+            if cycle.task is not None and not cycle.task.done():
+                # Nobody is left to hear of what it would still begin.
+                self.door.forsake(cycle.task)
+        # They know the connection: were they known to it, both would stay until garbage is searched for.
+        self.cycle = self._answering = None
+        self._pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         if self.refused:
@@ -242,13 +245,14 @@ class HttpProtocol(Timed):
             self._pipeline.appendleft(self.cycle)
 
     def _start(self, cycle: Exchange) -> None:
+        self._answering = cycle
         if self.door.lets_begin():
             self._begin(cycle)
         else:
             self.door.begin(cycle, lambda: self._begin(cycle))
 
     def _begin(self, cycle: Exchange) -> None:
-        self._task = cycle.task = task = self.loop.create_task(cycle.run(self.app))
+        cycle.task = task = self.loop.create_task(cycle.run(self.app))
         self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from speaking import answers_in
+from speaking import answers_in, serving
 from src.api.middleware import WHOLE
+from src.exchange import Exchange
 from src.protocol import HttpProtocol
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -254,3 +256,41 @@ async def test_a_client_that_waits_for_a_go_ahead_gets_it_when_its_body_is_wante
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200"
     )
     assert (await said(application, head % b"unwanted")).startswith(b"HTTP/1.1 200")
+
+
+async def test_who_is_answered_hears_that_the_client_has_left_also_where_more_was_asked_behind() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        paths.append(scope["path"])
+        assert (await receive())["more_body"] is False
+        told.append((await receive())["type"])
+        ended.set()
+
+    paths, told = list[str](), list[str]()
+    begun, ended = asyncio.Event(), asyncio.Event()
+    async with serving(application) as server, asyncio.timeout(60):
+        line = await server.line()
+        await line.say(GET + LAST)
+        await begun.wait()
+        line.writer.transport.abort()
+        await ended.wait()
+    assert (paths, told) == (["/a b"], ["http.disconnect"])
+
+
+async def test_a_connection_that_has_ended_leaves_no_work_for_the_garbage_collector() -> None:
+    def alive() -> int:
+        return sum(type(one) in (Exchange, HttpProtocol) for one in gc.get_objects())
+
+    async with serving(saying(start(LENGTH), body(b"hello"))) as server, asyncio.timeout(60):
+        gc.collect()
+        before = alive()
+        gc.disable()
+        try:
+            for _ in range(8):
+                line = await server.line()
+                await line.say(GET + LAST)
+                assert (await line.rest()).count(b"hello") == 2
+            while alive() > before:
+                await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
