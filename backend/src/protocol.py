@@ -12,6 +12,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Iterable
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -74,7 +75,7 @@ class HttpProtocol(Timed):
         self.server_state = server_state
         self.connections: set[Any] = server_state.connections
         self.tasks = server_state.tasks
-        self.watch, self.door, self.usual = _kept_of(self)
+        self.watch, self.door, self.usual, self._context = _kept_of(self)
         self.parser = httptools.HttpRequestParser(self)
         # A second request may stand behind the one that ends the connection; it is not answered, and no error.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -252,7 +253,9 @@ class HttpProtocol(Timed):
             self.door.begin(cycle, lambda: self._begin(cycle))
 
     def _begin(self, cycle: Exchange) -> None:
-        cycle.task = task = self.loop.create_task(cycle.run(self.app))
+        # This may be called from within another request, whose id and connection are not this one's.
+        context = self._context.copy()
+        cycle.task = task = self.loop.create_task(cycle.run(self.app), context=context)
         self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:
@@ -370,7 +373,7 @@ class HttpProtocol(Timed):
         return b"".join((STATUS_LINE[error.status], *said, b"\r\n", body))
 
 
-def _kept_of(connection: HttpProtocol) -> tuple[Watch, Door, Usual]:
+def _kept_of(connection: HttpProtocol) -> tuple[Watch, Door, Usual, Context]:
     """What a server's connections have in common, made with the first of them."""
     kept = vars(connection.server_state)
     if "in_common" not in kept:
@@ -382,5 +385,6 @@ def _kept_of(connection: HttpProtocol) -> tuple[Watch, Door, Usual]:
         bounds = Bounds() if settings is None else Bounds.of(settings)
         connections = cast(Iterable[HttpProtocol], connection.connections)
         watch = Watch(connections, bounds, getattr(state, "metrics", None))
-        kept["in_common"] = watch, Door.of(state, connection.tasks), Usual(connection.server_state)
-    return cast(tuple[Watch, Door, Usual], kept["in_common"])
+        door, usual = Door.of(state, connection.tasks), Usual(connection.server_state)
+        kept["in_common"] = watch, door, usual, copy_context()
+    return cast(tuple[Watch, Door, Usual, Context], kept["in_common"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -294,3 +295,14 @@ async def test_a_connection_that_has_ended_leaves_no_work_for_the_garbage_collec
                 await asyncio.sleep(0.01)
         finally:
             gc.enable()
+
+
+async def test_a_request_knows_nothing_of_the_one_whose_end_let_it_begin(said: Said) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        found.append(known.get())
+        known.set(scope["path"])
+        await saying(start(LENGTH), body(b"hello"))(scope, receive, send)
+
+    known, found = ContextVar("known", default="nothing"), list[str]()
+    await said(application, GET + GET + LAST)
+    assert found == ["nothing", "nothing", "nothing"]
