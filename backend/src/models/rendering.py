@@ -83,6 +83,10 @@ def written_timestamp(moment: Any) -> ColumnElement[str]:
     return func.to_char(func.timezone(_UTC, moment), _PATTERN, type_=Text)
 
 
+class Moment(Text):
+    """The type of a moment that is written already: text that has nothing to escape."""
+
+
 def _written(column: Any) -> ColumnElement[Any]:
     if isinstance(column.type, DateTime):
         return written_timestamp(column)
@@ -100,7 +104,7 @@ def written(shape: type[Shape], table: Any) -> ColumnElement[str]:
     before = "{"
     for name, field in shape.model_fields.items():
         column = getattr(table, name)
-        quote = '"' if isinstance(column.type, DateTime | Uuid) else ""
+        quote = '"' if isinstance(column.type, DateTime | Uuid | Moment) else ""
         parts += [
             literal_column(f"'{before}\"{name}\":{quote}'"),
             _value(column, type(None) in get_args(field.annotation)),
@@ -130,10 +134,10 @@ def _value(column: Any, may_be_null: bool) -> ColumnElement[Any]:
         return _written(column)
     if isinstance(column.type, Boolean):
         return cast(column, Text)
-    if isinstance(column.type, String):
+    if isinstance(column.type, String) and not isinstance(column.type, Moment):
         json = func.to_json(column, type_=JSON)
         return func.coalesce(json, literal_column("'null'::json")) if may_be_null else json
-    if may_be_null or not isinstance(column.type, Uuid | Integer):
+    if may_be_null or not isinstance(column.type, Uuid | Integer | Moment):
         raise NotImplementedError(f"{column} has no way to be written yet")
     found: ColumnElement[Any] = column
     return found

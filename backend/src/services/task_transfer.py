@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import UUID
 from weakref import WeakSet
@@ -27,6 +28,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.dialects.postgresql import insert
@@ -34,6 +36,7 @@ from sqlmodel import col
 
 from ..errors import Conflict, InputFault, Invalid, TooManyRequests, Unavailable
 from ..models import Task, TaskImport
+from ..models.rendering import Moment, written_timestamp
 from .ownership import Author, me_making, me_writing, revoked_is_unauthenticated
 from .statements import Statement
 from .task_lines import CHUNK_LINES, FAULTS_MAX, fault, read, said
@@ -133,8 +136,17 @@ async def _copy(db: Database, owner: UUID, pieces: asyncio.Queue[bytes]) -> None
 
 def _everything(owner: UUID) -> str:
     """COPY takes no parameters, so the owner stands in the text; a UUID prints as hexadecimal digits and hyphens."""
-    mine = select(as_json()).where(col(Task.user_id) == owner).order_by(col(Task.created_at), col(Task.id))
-    compiled = mine.compile(
+    created = written_timestamp(col(Task.created_at)).label("created")
+    mine = select(*Task.__table__.columns, created).where(col(Task.user_id) == owner)  # type: ignore[attr-defined]
+    # OFFSET keeps PostgreSQL from writing the moment at each place that it is put to. Most tasks have one only.
+    ordered = mine.order_by(col(Task.created_at), col(Task.id)).offset(literal_column("0")).subquery("task").c
+    changed = ordered.updated_at != ordered.created_at
+    updated = case((changed, written_timestamp(ordered.updated_at)), else_=ordered.created)
+    moments = {
+        "created_at": type_coerce(ordered.created, Moment()),
+        "updated_at": type_coerce(updated, Moment()),
+    }
+    compiled = select(as_json(SimpleNamespace(**{**ordered, **moments}))).compile(
         dialect=asyncpg_dialect.dialect(),  # type: ignore[no-untyped-call]
         compile_kwargs={"literal_binds": True},
     )
