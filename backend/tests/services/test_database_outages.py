@@ -233,7 +233,7 @@ async def test_n4_two_hundred_milliseconds_of_latency_do_not_collapse_the_pool(
     through_proxy: ConnectionSettings, proxy: Proxy
 ):
     proxy.delay_seconds = 0.1  # each way
-    async with Database(through_proxy, THREE) as database:
+    async with Database(through_proxy, Limits(pool_wait_seconds=60)) as database:
         for _ in range(2):
             reads = (database.value(ECHO, x="x") for _ in range(12))
             assert await asyncio.gather(*reads, return_exceptions=True) == ["x"] * 12
