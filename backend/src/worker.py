@@ -23,7 +23,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Message
 
-from .config.logging import configure, get_logger
+from .config.logging import configure, gathering, get_logger
 from .config.settings import Settings, load_settings
 from .errors import ConfigurationError, GroundworkError
 from .link import (
@@ -372,7 +372,7 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
         configure(settings.log_level, settings.log_format)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         app = create_app(settings)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with gathering(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Worker(app, _make_config(app, settings), listeners, admin, link, settings).serve())
     except StartCancelled:
         return 0

@@ -87,6 +87,63 @@ def test_the_line_of_a_request_is_not_written_above_its_level() -> None:
     assert stream.getvalue() == ""
 
 
+class Pieces(io.StringIO):
+    """What was written, and in which pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
+async def test_lines_of_requests_go_out_together_soon_and_whole() -> None:
+    stream = Pieces()
+    configure("info", "json", stream)
+    lines = ours.RequestLines("tests.logging")
+    with ours.gathering():
+        for number in range(100):
+            lines.say(f"r-{number}", "GET", "/v1/tasks", 200, 1.0)
+        written = len(stream.pieces)
+        assert 0 < written < 10
+        async with asyncio.timeout(60):
+            while len(stream.pieces) == written:
+                await asyncio.sleep(ours.GATHER_SECONDS / 4)
+    assert [event["request_id"] for event in events(stream)] == [f"r-{number}" for number in range(100)]
+    # More than a pipe takes as one would let other workers' lines in between.
+    assert all(piece.endswith("\n") and len(piece) <= 4096 for piece in stream.pieces)
+
+
+async def test_a_line_of_any_other_kind_is_written_at_once_and_those_before_it_before_it() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    with ours.gathering():
+        ours.RequestLines("tests.logging").say("r-1", "GET", "/v1/tasks", 200, 1.0)
+        assert stream.getvalue() == ""
+        await asyncio.to_thread(log.warning, "from-a-thread")
+        assert [event["event"] for event in events(stream)] == ["request", "from-a-thread"]
+
+
+async def test_the_last_lines_of_requests_are_written_when_the_loop_ends() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    lines = ours.RequestLines("tests.logging")
+    with pytest.raises(KeyError), ours.gathering():
+        lines.say("r-1", "GET", "/v1/tasks", 200, 1.0)
+        raise KeyError
+    assert len(events(stream)) == 1
+    lines.say("r-2", "GET", "/v1/tasks", 200, 1.0)
+    assert len(events(stream)) == 2
+    # Again, as if nothing had been: a timer of the loop before is not waited for.
+    with ours.gathering():
+        lines.say("r-3", "GET", "/v1/tasks", 200, 1.0)
+        async with asyncio.timeout(60):
+            while len(events(stream)) < 3:
+                await asyncio.sleep(ours.GATHER_SECONDS / 4)
+
+
 @pytest.mark.parametrize("format_", ["json", "console"])
 @pytest.mark.parametrize("where", ["value", "event", "key", "stdlib", "stdlib argument", "context"])
 def test_nothing_in_a_value_breaks_the_line(format_: str, where: str) -> None:
