@@ -53,6 +53,22 @@ class Usual:
         return self._joined
 
 
+class Rest:
+    """Tells a connection of the body of a request whose head it knows already, and of nothing behind it."""
+
+    def __init__(self, connection: HttpProtocol) -> None:
+        self._connection = connection
+        self.on_body = connection.on_body
+
+    def on_message_begin(self) -> None:
+        if self._connection.refused:
+            raise ValueError("There is no next request.")
+
+    def on_message_complete(self) -> None:
+        self._connection.on_message_complete()
+        self._connection.refused = True
+
+
 class Exchange:
     """`body` is what has come of the request's body and was not taken yet; `more_body` says that there will be more.
 
@@ -102,6 +118,10 @@ class Exchange:
         self._news = True
         if self._event is not None:
             self._event.set()
+
+    def begin_anew(self) -> None:
+        """The body has not ended, as was said: all of it is still to come. Before anybody has heard."""
+        self.more_body, self._news = True, False
 
     async def run(self, app: ASGIApp) -> None:
         try:

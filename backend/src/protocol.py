@@ -27,7 +27,7 @@ from .api.middleware import TURNED_AWAY
 from .config.logging import get_logger
 from .deadlines import Awaits, Bounds, Timed, Watch
 from .errors import RequestError, TooManyRequests
-from .exchange import EXTENSIONS, Exchange, Usual
+from .exchange import EXTENSIONS, Exchange, Rest, Usual
 
 if TYPE_CHECKING:
     import uvicorn
@@ -138,11 +138,10 @@ class HttpProtocol(Timed):
         self.received += len(data)
         self._unframed_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing is upgraded to here. The parser has stopped, so the answer is this connection's last.
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:
+                self._read_on(data[stopped.args[0] :])
         except httptools.HttpParserError:
             if not self.refused:
                 self.refuse(self._refusal or problems.Malformed())
@@ -150,6 +149,18 @@ class HttpProtocol(Timed):
             # The parser keeps a header (or a trailer, or a chunk's extension) until it is complete.
             if self._unframed_bytes > MAX_HEAD_BYTES:
                 self.refuse(problems.HeadersTooLarge())
+
+    def _read_on(self, data: bytes) -> None:
+        """Nothing is upgraded to here, but the parser takes what follows, and so a body, for another protocol."""
+        cycle = self.cycle
+        if cycle is None or self._turned_away:
+            return
+        cycle.keep_alive = False
+        if framing := [pair for pair in self._headers if pair[0] in _LONG]:
+            cycle.begin_anew()
+            self.awaits = Awaits.BODY
+            self.parser = httptools.HttpRequestParser(Rest(self))
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n%b" % (*framing[0], data))
 
     def shutdown(self) -> None:
         """uvicorn asks this of every connection when it stops: the answer that is under way is the last."""
@@ -238,7 +249,9 @@ class HttpProtocol(Timed):
         scope["query_string"] = parsed.query or b""
         former = self.cycle
         keep = version != "1.0" and self.parser.should_keep_alive()
-        self.cycle = Exchange(self, scope, keep_alive=keep, waits=self._waits_for_continue)
+        # Of HTTP/1.0 nobody would understand the go-ahead (RFC 9110, 10.1.1).
+        waits = self._waits_for_continue and version != "1.0"
+        self.cycle = Exchange(self, scope, keep_alive=keep, waits=waits)
         if former is None or former.response_complete:
             self._start(self.cycle)
         else:
@@ -283,7 +296,11 @@ class HttpProtocol(Timed):
         method, headers = self.parser.get_method(), self._headers
         keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         # A long body is not worth reading, so its connection ends.
-        if self._waits_for_continue or any(name in _LONG and len(value) > 4 for name, value in headers):
+        if (
+            self._waits_for_continue
+            or self.parser.should_upgrade()
+            or any(name in _LONG and len(value) > 4 for name, value in headers)
+        ):
             keep = False
         answer = self.door.refusal(method, headers, self.server_state.default_headers, keep=keep)
         if not keep:
@@ -361,15 +378,8 @@ class HttpProtocol(Timed):
         said += [f"{name}: {value}\r\n".encode("ascii") for name, value in headers.items()]
         if (metrics := self.watch.metrics) is not None:
             metrics.request("OTHER", "unmatched", error.status, 0.0)
-        log.info(
-            "request",
-            method="OTHER",
-            route="unmatched",
-            status=error.status,
-            duration_ms=0.0,
-            problem=error.slug,
-            request_id=request_id,
-        )
+        facts = {"method": "OTHER", "route": "unmatched", "status": error.status, "duration_ms": 0.0}
+        log.info("request", **facts, problem=error.slug, request_id=request_id)
         return b"".join((STATUS_LINE[error.status], *said, b"\r\n", body))
 
 

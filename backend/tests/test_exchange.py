@@ -257,6 +257,9 @@ async def test_a_client_that_waits_for_a_go_ahead_gets_it_when_its_body_is_wante
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200"
     )
     assert (await said(application, head % b"unwanted")).startswith(b"HTTP/1.1 200")
+    # In HTTP/1.0 there is no such thing.
+    old = (head % b"wanted").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert (await said(application, old)).startswith(b"HTTP/1.1 200")
 
 
 async def test_who_is_answered_hears_that_the_client_has_left_also_where_more_was_asked_behind() -> None:

@@ -234,6 +234,32 @@ async def test_an_upgrade_is_answered_as_if_it_were_not_asked_for(ask: Ask) -> N
     assert headers["connection"] == "close"
 
 
+UPGRADE = b"Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
+)
+async def test_a_body_that_comes_with_an_upgrade_is_read(ask: Ask, framed: bytes) -> None:
+    head, _, content = framed.partition(b"\r\n\r\n")
+    head = POST + UPGRADE + head + b"\r\n\r\n"
+    behind = POST + UPGRADE + framed
+    for parts in (
+        [head + content + behind],
+        [head, content, behind],
+        [head, *(content[i : i + 1] for i in range(len(content)))],
+    ):
+        ((status, headers, body),) = await ask(*parts)
+        assert (status, body, headers["connection"]) == (200, b"/ 5 0", "close")
+
+
+async def test_a_body_that_breaks_after_an_upgrade_is_refused(ask: Ask, gone: list[str]) -> None:
+    (answer,) = await ask(POST + UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n", b"zz\r\n")
+    check(answer, problems.Malformed)
+    assert gone == ["/"]
+
+
 async def test_the_answer_survives_a_client_that_goes_on_sending(ask: Ask) -> None:
     (answer,) = await ask(BROKEN["a bare LF"], *[b"x" * 50_000] * 4)
     check(answer, problems.Malformed)
