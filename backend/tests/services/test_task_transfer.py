@@ -220,6 +220,7 @@ WELL_OR_NOT = st.lists(
 
 @settings(max_examples=3_000, deadline=None)
 @given(lines=WELL_OR_NOT)
+@example(lines=['{"title":"a"},{"title":"b"}'])
 @example(lines=['{"title":"a"},{"title":"b"}', '{"title":"c"', '"description":"d"}'])
 @example(lines=['{"title":"a"},{"title":"b"}', '{"title":"}', '{"}'])
 @example(lines=['{"title":"a","title":"b"}', '{"title":"a"}'])
