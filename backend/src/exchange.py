@@ -238,6 +238,10 @@ class Exchange:
         if not more:
             self.response_complete = True
             self.wake()
-            if not self.keep_alive:
+            if not self.keep_alive and self.more_body:
+                # Closed over the rest of the body it would be reset, and the reset may overtake the answer.
+                connection.refused = True
+                connection.pay()
+            elif not self.keep_alive:
                 connection.transport.close()
             connection.on_response_complete()

@@ -305,7 +305,7 @@ class HttpProtocol(Timed):
         answer = self.door.refusal(method, headers, self.server_state.default_headers, keep=keep)
         if not keep:
             self.refused, self._owed = True, answer
-            self._pay()
+            self.pay()
             raise Refusal
         self.transport.write(answer)
         self._turned_away = True
@@ -331,12 +331,12 @@ class HttpProtocol(Timed):
             cycle.wake()
         elif cycle is not None and not cycle.response_complete:
             return
-        self._pay()
+        self.pay()
 
     def on_response_complete(self) -> None:
         """Starts the next request that waits. Unlike uvicorn's it sets no timer, and reads on when none waits."""
         if self._owed is not None and not self._pipeline:
-            self._pay()
+            self.pay()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -350,7 +350,7 @@ class HttpProtocol(Timed):
         if self.awaits is Awaits.NOTHING:
             self.since = self.loop.time()
 
-    def _pay(self) -> None:
+    def pay(self) -> None:
         if self.transport.is_closing():
             return
         if self._owed is not None:

@@ -309,3 +309,9 @@ async def test_a_request_knows_nothing_of_the_one_whose_end_let_it_begin(said: S
     known, found = ContextVar("known", default="nothing"), list[str]()
     await said(application, GET + GET + LAST)
     assert found == ["nothing", "nothing", "nothing"]
+
+
+async def test_an_answer_that_does_not_wait_for_the_body_is_not_lost_over_the_rest_of_it(said: Said) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 300000\r\n\r\n"
+    answer = await said(saying(start(LENGTH), body(b"hello")), head + b"x" * 300_000)
+    assert answer.endswith(b"\r\n\r\nhello")
