@@ -40,6 +40,7 @@ class Line:
         # With each the moment at which his patience ends.
         self._turns: OrderedDict[asyncio.Task[Any] | None, tuple[asyncio.Future[None], float]] = OrderedDict()
         # One timer for all of them, which is most often set for somebody who has left by then.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = float("inf")
         # Since when somebody has waited all the time, and the seconds between two that left since. Forgotten whenever
@@ -71,7 +72,8 @@ class Line:
             self._standing_since = self._left_at = now
         elif self.waiting >= self.places and self._expected_seconds() > patience:
             raise NoProspect
-        loop = asyncio.get_running_loop()
+        # Asked once: before Python 3.12 it costs a system call (getpid) each time.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         caller = asyncio.current_task(loop)
         turn = loop.create_future()
         until = now + patience
@@ -127,7 +129,8 @@ class Line:
         if self._timer is not None:
             self._timer.cancel()
         self._rings_at = moment
-        self._timer = asyncio.get_running_loop().call_later(moment - now, self._ring)
+        assert self._loop is not None
+        self._timer = self._loop.call_later(moment - now, self._ring)
 
     def _ring(self) -> None:
         """Lets those go whose patience is at its end."""
