@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -101,8 +101,13 @@ async def is_replaced(service: Served, worker: int, client: httpx.AsyncClient) -
 
 
 def workers(service: Served) -> set[int]:
-    children = psutil.Process(service.pid).children()
-    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE}
+    found: set[int] = set()
+    for child in psutil.Process(service.pid).children():
+        # It may end between being found and being asked.
+        with suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.add(child.pid)
+    return found
 
 
 async def one_that_waits(operator: Operator) -> int:

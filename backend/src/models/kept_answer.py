@@ -24,7 +24,7 @@ from sqlmodel import Field
 from .base import Base, metadata
 
 KEY_MAX_LENGTH: Final = 255
-KEY: Final = re.compile(rf"[!-~]{{1,{KEY_MAX_LENGTH}}}")
+KEY: Final = re.compile(r"[!-~]{1,255}")
 """Visible ASCII."""
 # More than one, so that they become fewer; few, so that no write pays for a day of others.
 SWEPT_AT_ONCE: Final = 20
