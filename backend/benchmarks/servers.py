@@ -80,9 +80,9 @@ def _twice(server: Server, port: int) -> list[str]:
     return [*_ours(server, port), "--workers", "2"]
 
 
-OURS: Final = Server("ours", "Groundwork", _ours, 4, "cursor", BACKEND, ours=True)
+OURS: Final = Server("ours", "Groundwork", _ours, 8, "cursor", BACKEND, ours=True)
 FLOOR: Final = Server(
-    "floor", "the floor: raw ASGI + asyncpg", _uvicorn(Path(sys.executable), "floor"), 4, validates=False
+    "floor", "the floor: raw ASGI + asyncpg", _uvicorn(Path(sys.executable), "floor"), 8, validates=False
 )
 SERVERS: Final = {
     server.slug: server
@@ -90,7 +90,7 @@ SERVERS: Final = {
         OURS,
         FLOOR,
         # The same budget of connections, divided.
-        Server("ours-2", "Groundwork, two workers", _twice, 2, "cursor", BACKEND, ours=True, usual=False),
+        Server("ours-2", "Groundwork, two workers", _twice, 4, "cursor", BACKEND, ours=True, usual=False),
         Server(
             "template",
             "FastAPI + SQLModel + psycopg",
@@ -103,7 +103,7 @@ SERVERS: Final = {
             "orm",
             "FastAPI + SQLModel + asyncpg",
             _uvicorn(PEERS_PYTHON, "orm"),
-            8,
+            40,
             "offset",
             needs=PEERS_PYTHON,
         ),
@@ -111,10 +111,10 @@ SERVERS: Final = {
             "litestar",
             "Litestar + msgspec + asyncpg",
             _uvicorn(PEERS_PYTHON, "litestar_app"),
-            4,
+            8,
             needs=PEERS_PYTHON,
         ),
-        _node("express", "Express + pg", 4),
+        _node("express", "Express + pg", 8),
         _node("fastify", "Fastify + postgres.js", 4),
     )
 }
