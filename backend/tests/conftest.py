@@ -164,7 +164,8 @@ def clean_settings(
 ) -> Iterator[None]:
     """No variable of the caller's and no backend/.env reaches a test; no service makes a key in backend/.data.
 
-    What a test lets the standard library's log do ends with it: the next one may look at the log otherwise.
+    What a test lets the standard library's log do ends with it: the next one may look at the log otherwise. A socket
+    that it left open is told of it, and not of whichever test runs when garbage is collected.
     """
     names = {name.upper() for name in settings_module.Settings.model_fields}
     for variable in list(os.environ):
@@ -177,6 +178,7 @@ def clean_settings(
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 from src.services import embedded_processes
 
 T = TypeVar("T")
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
@@ -70,13 +71,28 @@ class _LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
+    async def listen(self, serve: Serve, port: int) -> asyncio.Server:
+        """Every connection is one of the ends from the moment it is there, before its task has begun."""
+        tasks: set[asyncio.Task[None]] = set()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.ends.add(writer.transport)
+            task = self.loop.create_task(serve(reader, writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        return await asyncio.start_server(accept, "127.0.0.1", port, backlog=512)
+
     def close(self) -> None:
         async def cancel() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for end in self.ends:
+            # A connection that was accepted a moment ago has its task some turns later.
+            await asyncio.sleep(0.01)
+            while tasks := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.sleep(0.01)
+            for end in list(self.ends):
                 end.abort()
             await asyncio.sleep(0.01)  # transports close in the loop's next turns
 
@@ -224,7 +240,8 @@ class Proxy:
         if self._flowing is None:
             self._flowing = asyncio.Event()
             self._flowing.set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=512)
+        assert self._thread is not None
+        self._server = await self._thread.listen(self._serve, self.port)
 
     async def _close_listener(self) -> None:
         if self._server is not None:
@@ -248,7 +265,6 @@ class Proxy:
         link = _Link(writer)
         self._links.add(link)
         assert self._thread is not None
-        self._thread.ends.add(writer.transport)
         self._traffic = replace(self._traffic, connections=self._traffic.connections + 1)
         task = asyncio.current_task()
         assert task is not None
@@ -359,7 +375,8 @@ class Thief:
         self._thread = _LoopThread("thief")
 
         async def listen() -> asyncio.Server:
-            return await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            assert self._thread is not None
+            return await self._thread.listen(self._serve, self.port)
 
         self._server = self._thread.run(listen())
         return self
@@ -374,8 +391,6 @@ class Thief:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        assert self._thread is not None
-        self._thread.ends.add(writer.transport)
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 start = await reader.readexactly(8)

@@ -74,7 +74,7 @@ class Server:
 
     def close(self) -> None:
         for writer in self._writers:
-            writer.close()
+            writer.transport.abort()
 
 
 class _Stateful:
@@ -109,10 +109,18 @@ async def serving(
             yield opened
         finally:
             opened.close()
-            # What is still to be sent is for nobody, and the loop may end here.
-            for connection in list(state.connections):
-                connection.transport.abort()
-            await asyncio.sleep(0.01)
+            await ended(listening, state)
+
+
+async def ended(listening: asyncio.Server, state: ServerState) -> None:
+    """Ends every connection of the server, whatever is still to be sent on it: the loop may end right after."""
+    listening.close()
+    # One that was accepted a moment ago is among the connections two turns later.
+    await asyncio.sleep(0.01)
+    while state.connections:
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
 
 def answers_in(received: bytes) -> list[Answer]:

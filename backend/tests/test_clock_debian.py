@@ -96,7 +96,7 @@ async def test_r7_clock_steps_of_an_hour_change_no_duration(
                 assert all(0 <= value < 100 * passed for value in (await figures(client)).values())
             writer.write(b"\r\n")
             assert b" 401 " in await asyncio.wait_for(reader.readline(), 60)
-            writer.close()
+            writer.transport.abort()
             # No connection to the database was given up, and no statement thought late.
             assert await operator.fetchval(backends, name) == before
             durations = [float(found) for found in re.findall(r'"duration_ms":([-0-9.]+)', service.log)]

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from speaking import answers_in, serving
+from speaking import answers_in, ended, serving
 from src.api.middleware import WHOLE
 from src.exchange import Exchange
 from src.protocol import HttpProtocol
@@ -48,7 +48,7 @@ def writes() -> list[int]:
 @pytest.fixture
 async def said(writes: list[int]) -> AsyncIterator[Said]:
     """Serves an application, sends bytes to it on one connection, and gives all that comes until it is closed."""
-    servers: list[asyncio.Server] = []
+    opened: list[tuple[asyncio.Server, ServerState]] = []
 
     class Counted(HttpProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,17 +62,17 @@ async def said(writes: list[int]) -> AsyncIterator[Said]:
         server = await asyncio.get_running_loop().create_server(
             lambda: Counted(config=config, server_state=state, app_state={"kept": 1}), "127.0.0.1", 0
         )
-        servers.append(server)
+        opened.append((server, state))
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         try:
             writer.write(asked)
             return await asyncio.wait_for(reader.read(), 60)
         finally:
-            writer.close()
+            writer.transport.abort()
 
     yield speak
-    for server in servers:
-        server.close()
+    for server, state in opened:
+        await ended(server, state)
 
 
 def saying(*messages: dict[str, Any]) -> Application:

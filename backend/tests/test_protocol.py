@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from speaking import answers_in
+from speaking import answers_in, ended
 from src.api import problems
 from src.protocol import MAX_HEAD_BYTES, MAX_HEADERS, HttpProtocol
 
@@ -74,8 +74,8 @@ async def ask(gone: list[str]) -> AsyncIterator[Ask]:
             writer.close()
             await writer.wait_closed()
 
-    async with server:
-        yield speak
+    yield speak
+    await ended(server, state)
 
 
 def check(answer: tuple[int, dict[str, str], bytes], kind: type[Any]) -> None:

@@ -528,10 +528,10 @@ class Load:
                 else:
                     self.failures.append(repr(error))
             if not keep:
-                streams[1].close()
+                streams[1].transport.abort()
                 streams = None
         if streams is not None:
-            streams[1].close()
+            streams[1].transport.abort()
 
     @staticmethod
     async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -53,7 +53,8 @@ async def connected(service: Served):  # type: ignore[no-untyped-def]
     try:
         yield Line(reader, writer)
     finally:
-        writer.close()
+        # Not closed politely: that would wait, after the loop's end, for a service that does not read on.
+        writer.transport.abort()
 
 
 async def sent(service: Served, *parts: bytes, pause: float = 0.0) -> list[Answer]:

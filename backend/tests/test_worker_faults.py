@@ -138,7 +138,7 @@ async def ask_anew(one: Service) -> int | None:
             writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             return int((await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)).split()[1])
         finally:
-            writer.close()
+            writer.transport.abort()
     return None
 
 
