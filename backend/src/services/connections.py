@@ -36,9 +36,9 @@ else:
 
 log = get_logger(__name__)
 
-# Seconds between two attempts of the healer: eager while callers may still wait for it, later slow, or if refused.
-_EAGER, _QUICK, _SLOW, _REFUSED = 0.05, 0.12, 1.0, 0.6
-_EAGER_FOR, _QUICK_FOR = 3.0, 30.0
+# Seconds between two attempts of the healer until an outage is so old: eager while callers may still wait for it. Rarer
+# where the credentials are refused: whoever counts failed logins may lock the door.
+_PAUSES = ((3.0, 0.05, 0.16), (30.0, 0.12, 0.6), (float("inf"), 1.0, 1.0))
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
 # After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
@@ -285,9 +285,8 @@ class Connections:
                 diagnosis = diagnose(error)
                 self._count(diagnosis)
                 self.vitality.failure(diagnosis.reason, "connect")
-                quickest = _QUICK if time.monotonic() - began > _EAGER_FOR else _EAGER
-                late = time.monotonic() - began > _QUICK_FOR
-                pause = _SLOW if late else _REFUSED if diagnosis.fatal else quickest
+                age = time.monotonic() - began
+                pause = next(pauses[diagnosis.fatal] for until, *pauses in _PAUSES if age <= until)
                 if first and isinstance(error, ConfigurationError):
                     raise  # a certificate file that cannot be read: the message names it
                 if first and diagnosis.fatal:
