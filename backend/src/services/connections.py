@@ -38,7 +38,7 @@ log = get_logger(__name__)
 
 # Seconds between two attempts of the healer until an outage is so old: eager while callers may still wait for it. Rarer
 # where the credentials are refused: whoever counts failed logins may lock the door.
-_PAUSES = ((3.0, 0.05, 0.16), (30.0, 0.12, 0.6), (float("inf"), 1.0, 1.0))
+_PAUSES = ((3.0, 0.05, 0.14), (30.0, 0.12, 0.6), (float("inf"), 1.0, 1.0))
 # What one attempt of the healer may take: short ones notice a healed network soon, long ones suit a slow link.
 _PATIENCE = (1.0, 2.0, 5.0)
 # After a cancelled or unanswered statement the server is asked to stop it; then the connection is closed.
