@@ -16,7 +16,9 @@ LINK: Final = "GROUNDWORK_LINK"
 SERVING: Final = b"+"
 """What a worker writes into the link once it accepts requests."""
 
-BACKLOG: Final = 2048
+BACKLOG: Final = 4096
+"""Connections that may wait to be taken: as many as a worker holds, and as the kernel allows (`somaxconn`, 4,096 since
+Linux 5.4). One more would be dropped, and its client's kernel tries again only a second later."""
 CANCEL_SECONDS: Final = 2.0
 """How long cancelled requests may take to give back what they hold."""
 CLOSE_SECONDS: Final = 5.0
