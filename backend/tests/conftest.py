@@ -165,7 +165,7 @@ def clean_settings(
     """No variable of the caller's and no backend/.env reaches a test; no service makes a key in backend/.data.
 
     What a test lets the standard library's log do ends with it: the next one may look at the log otherwise. A socket
-    that it left open is told of it, and not of whichever test runs when garbage is collected.
+    that it left open is told of it where that can be had cheaply, and else of whichever test runs when it is found.
     """
     names = {name.upper() for name in settings_module.Settings.model_fields}
     for variable in list(os.environ):
@@ -178,7 +178,8 @@ def clean_settings(
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    gc.collect()
+    # The young only: to look through all that thousands of tests have left would take minutes of a run.
+    gc.collect(1)
 
 
 @pytest.fixture(scope="session")
