@@ -373,12 +373,7 @@ class Thief:
 
     def __enter__(self) -> Self:
         self._thread = _LoopThread("thief")
-
-        async def listen() -> asyncio.Server:
-            assert self._thread is not None
-            return await self._thread.listen(self._serve, self.port)
-
-        self._server = self._thread.run(listen())
+        self._server = self._thread.run(self._thread.listen(self._serve, self.port))
         return self
 
     def __exit__(

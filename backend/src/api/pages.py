@@ -50,8 +50,7 @@ def _instant(value: object) -> object:
 
 # Of a query string that is remembered.
 _SHORT: Final = 200
-# As we make them, so that nothing in it is to be decoded or refused.
-# As long as MAX_LENGTH at most.
+# As we make them, and MAX_LENGTH long at most, so that nothing in it is to be decoded or refused.
 _CURSOR: Final = re.compile(r"(?:^|&)cursor=([A-Za-z0-9_-]{1,200})(?=&|$)")
 
 Instant = Annotated[Timestamp, BeforeValidator(_instant), Field(json_schema_extra={"format": "date-time"})]
