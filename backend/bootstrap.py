@@ -367,7 +367,7 @@ def target_clean(rest):
 
 def target_reset_database(rest):
     install(SERVICE, EMBEDDED)
-    become("-m", "src.reset_database", *rest)
+    become("-m", "src.cli.reset_database", *rest)
 
 
 # What other programs need
@@ -463,7 +463,7 @@ TARGETS = {
     "verify": command("verify"),
     "psql": command("psql"),
     "openapi": command("openapi"),
-    "sbom": command(module="src.inventory"),
+    "sbom": command(module="src.cli.inventory"),
     "bench": command(module="benchmarks", tests=True),
     "clean": target_clean,
     "reset-database": target_reset_database,

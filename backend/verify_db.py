@@ -28,7 +28,7 @@ if __name__ == "__main__":
         sys.exit(1)
     sys.path.insert(0, BACKEND)
     try:
-        from src.cli import main
+        from src.cli.app import main
 
         sys.exit(main(["verify"] + sys.argv[1:]))  # noqa: RUF005
     except KeyboardInterrupt:

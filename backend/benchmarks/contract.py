@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
 
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 
 from .data import Data, rows_of
 from .load import COUNTED

@@ -19,8 +19,8 @@ from uuid import UUID
 
 import asyncpg
 
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import NAME
+from src.embedded.roles import NAME
+from src.embedded.server import EmbeddedPostgres
 
 USERS: Final = 1_000
 TASKS_EACH: Final = 100

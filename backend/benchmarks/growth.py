@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 
 from .clocks import cpu_seconds, family
 from .data import Data, fill, postgres

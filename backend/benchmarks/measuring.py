@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 
 from . import contract, picture, report, statements
 from .clocks import difference, family, memory_bytes, spent

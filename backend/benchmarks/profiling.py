@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 
 from .clocks import cpu_seconds, family
 from .data import Data
@@ -40,7 +40,7 @@ LAYERS: Final = (
     ("Starlette: response", ("starlette/responses.py", "starlette/background.py")),
     ("Starlette: routing", ("starlette/",)),
     ("validation", ("pydantic/", "pydantic_core/")),
-    ("uvicorn, protocol", ("uvicorn/", "src/protocol.py", "src/worker.py")),
+    ("uvicorn, protocol", ("uvicorn/", "src/server/protocol.py", "src/server/worker.py")),
     ("loop", ("asyncio/", "uvloop/")),
 )  # fmt: skip
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from src.services import embedded_processes as processes
-from src.services.embedded import EmbeddedPostgres
+from src.embedded import processes as processes
+from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key
 
 from .data import clean_environment

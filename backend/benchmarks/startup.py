@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 from src.services.signing import new_key
 
 BACKEND = Path(__file__).resolve().parents[1]
@@ -205,7 +205,7 @@ def main() -> None:
     print("\nCPU of a command")
     for words, seconds in commands.items():
         print(f"{seconds:6.2f} s {words}")
-    found = imports("src.worker", "src.main", runs=runs)
+    found = imports("src.server.worker", "src.main", runs=runs)
     print(
         f"\n{sum(found.values()):6.2f} s of CPU to import what a worker runs ({len(found)} modules), most of it"
     )

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from src.embedded.server import EmbeddedPostgres
 from src.services import tasks
-from src.services.embedded import EmbeddedPostgres
 from src.services.statements import Statement
 from src.services.task_pages import PageQuery, form_of, statement_for
 

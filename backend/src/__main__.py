@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from .cli import main
+        from .cli.app import main
 
         sys.exit(main())
     except KeyboardInterrupt:

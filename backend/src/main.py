@@ -21,13 +21,13 @@ from .api.fast_path import FastPath
 from .api.transfers import IMPORTS_AT_ONCE, Slots
 from .config.logging import configure, get_logger
 from .config.settings import Settings, load_settings, migration_connection, require_database
+from .config.version import VERSION
 from .errors import ConfigurationError, DatabaseRefused
 from .services.accounts import Accounts
 from .services.database import Database
 from .services.identity import Identity
 from .services.metrics import Metrics
 from .services.revision import CodeRevision
-from .version import VERSION
 
 log = get_logger(__name__)
 
@@ -124,7 +124,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.passing(
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
-        max_under_way=settings.max_requests_under_way,
+        max_under_way=settings.max_concurrent_requests,
         larger={
             f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
             f"{tasks.PREFIX}/import": settings.max_import_bytes,

@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import httpx
 
-from src.services import embedded_processes
+from src.embedded import processes
 
 PLACE: Final = Path(__file__).resolve().parent / "better_auth"
 _SECONDS = 60
@@ -38,7 +38,7 @@ class BetterAuth:
     def __init__(self, database_url: str, options: dict[str, Any] | None = None) -> None:
         self.database_url = database_url
         self.options = options
-        self.port = embedded_processes.free_port()
+        self.port = processes.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.secret = secrets.token_urlsafe(32)
         self._directory = Path(tempfile.mkdtemp(prefix="groundwork-better-auth-"))
@@ -81,7 +81,7 @@ class BetterAuth:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=embedded_processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+                preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
             )
         deadline = time.monotonic() + _SECONDS
         while '"serving"' not in self.log:
@@ -91,7 +91,7 @@ class BetterAuth:
 
     def stop(self) -> None:
         if self._process is not None:
-            embedded_processes.end(self._process.pid, first=signal.SIGTERM, seconds=10, child=self._process)
+            processes.end(self._process.pid, first=signal.SIGTERM, seconds=10, child=self._process)
             self._process = None
 
     def sign_up(self, email: str | None = None) -> Person:

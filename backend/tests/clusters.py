@@ -25,9 +25,9 @@ from typing import Any, Self
 import trustme
 
 from proxies import Proxy, Thief, Traffic, at
-from src.services import embedded_place, embedded_processes
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION, NAME
+from src.embedded import location, processes
+from src.embedded.roles import APPLICATION, NAME
+from src.embedded.server import EmbeddedPostgres
 
 __all__ = [
     "Authority",
@@ -93,7 +93,7 @@ class Authority:
             self.ca.cert_pem.write_to_path(str(path))
         return path
 
-    def issue(self, *names: str, owner: embedded_place.Account | None = None) -> tuple[Path, Path]:
+    def issue(self, *names: str, owner: location.Account | None = None) -> tuple[Path, Path]:
         """Certificate (with chain) and key for host names or addresses; the key is 0600 and `owner`'s."""
         self._issued += 1
         issued = self.ca.issue_cert(*names, common_name=names[0])
@@ -165,7 +165,7 @@ class PgBouncer:
         tls: tuple[Path, Path] | None = None,
     ) -> None:
         self.server = server
-        self.port = embedded_processes.free_port()
+        self.port = processes.free_port()
         self._pool_mode = pool_mode
         self._settings = dict(settings or {})
         self._tls = tls
@@ -211,11 +211,11 @@ class PgBouncer:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=embedded_processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+                preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
                 **self.server.site.identity(),
             )
         deadline = time.monotonic() + 20
-        while not embedded_processes.answers(self.port):
+        while not processes.answers(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PgBouncer did not start:\n{self.log}")
             time.sleep(0.02)
@@ -223,11 +223,11 @@ class PgBouncer:
     def stop(self) -> None:
         """SIGTERM: in these versions it ends at once, whatever is under way."""
         if self._process is not None:
-            embedded_processes.end(self.pid, first=signal.SIGTERM, seconds=10, child=self._process)
+            processes.end(self.pid, first=signal.SIGTERM, seconds=10, child=self._process)
             self._process = None
 
     def kill(self) -> None:
-        embedded_processes.kill(self.pid, child=self._process)
+        processes.kill(self.pid, child=self._process)
         self._process = None
 
     def freeze(self) -> None:

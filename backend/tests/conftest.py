@@ -31,9 +31,9 @@ import versions
 from lending import Library
 from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
-from src.services import embedded_place
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
+from src.embedded import location
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services.signing import new_key
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _nothing_left_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     # Only this session's own, and what belongs to nobody any more: others may be running beside it.
     ours = str(tmp_path_factory.getbasetemp())
     strays = tuple(f"{place}/groundwork-test-" for place in (_MEMORY, tempfile.gettempdir()))
-    for origin in embedded_place.OUTSIDE.glob("*/origin"):
+    for origin in location.OUTSIDE.glob("*/origin"):
         directory = origin.read_text().strip()
         if directory.startswith(ours) or (directory.startswith(strays) and not os.path.exists(directory)):
             shutil.rmtree(origin.parent, ignore_errors=True)

@@ -24,12 +24,12 @@ import asyncpg
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from src import supervisor, worker
 from src.api.deps import DatabaseDep, SessionDep, SettingsDep
 from src.config.logging import configure, get_logger
 from src.config.settings import Settings, load_settings, migration_connection, require_database
 from src.main import create_app
 from src.models import make_engine
+from src.server import supervisor, worker
 from src.services.database import Database
 
 BUGS = ("session", "statement", "gone", "reprs", "address", "cut", "task", "log", "warning", "cause", "group")

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 LOADED = (
-    "src.cli", "src.main", "src.config.printed", "src.services.attach", "src.services.embedded",
-    "src.services.schema", "src.services.task_transfer", "src.services.users", "src.services.verify",
+    "src.cli.app", "src.main", "src.config.settings_docs", "src.embedded.database_target", "src.embedded.server",
+    "src.services.schema", "src.services.task_transfer", "src.services.users", "src.verify.runner",
     "alembic.config", "alembic.script", "alembic.runtime.environment",
 )  # fmt: skip
 LONGEST = 1 << 20
@@ -112,7 +112,7 @@ def command(request: dict[str, Any], descriptors: list[int]) -> int:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     sys.argv = ["src", *request["arguments"]]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from src.cli import main as run
+    from src.cli.app import main as run
 
     return run()
 

@@ -515,15 +515,6 @@ def unfinished_work_is_not_kept(source: Source) -> Iterator[Finding]:
             yield number, "work that is not finished"
 
 
-MOST_LINES = 400
-
-
-def lines_over(source: Source, most: int = MOST_LINES) -> Iterator[Finding]:
-    count = len(source.text.splitlines())
-    if count > most:
-        yield most, f"{count} lines, where {most} are the bound"
-
-
 _WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.datetime.now"}
 
 

@@ -14,7 +14,7 @@ import asyncpg
 
 if TYPE_CHECKING:
     from conftest import Administrator
-    from src.services.embedded import EmbeddedPostgres
+    from src.embedded.server import EmbeddedPostgres
 
 # Where a schema, its rights and what a database is set to are written down.
 _CATALOGUES: Final = (

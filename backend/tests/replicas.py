@@ -13,9 +13,9 @@ from pathlib import Path
 
 from conftest import Administrator
 from proxies import Proxy
-from src.services import embedded_owner as owner
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import NAME, PASSWORD_FILES, url_of
+from src.config import private_files
+from src.embedded.roles import NAME, PASSWORD_FILES, url_of
+from src.embedded.server import EmbeddedPostgres
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def standby_of(
     )
     building.rename(standby.data_path)
     for role, file in PASSWORD_FILES.items():
-        owner.write_privately(standby.site.home / file, primary.password_of(role))
+        private_files.write_privately(standby.site.home / file, primary.password_of(role))
     try:
         standby.start()
         yield standby

@@ -26,10 +26,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from src import supervisor, worker
 from src.config import settings as settings_module
 from src.config.settings import Settings, load_settings
 from src.errors import ConfigurationError, DatabaseRefused, Fault
+from src.server import supervisor, worker
 
 
 def _behaviour() -> str:

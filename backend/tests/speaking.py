@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from src.config.settings import load_settings
-from src.protocol import HttpProtocol
+from src.server.protocol import HttpProtocol
 from src.services.metrics import Metrics
 
 Answer = tuple[int, dict[str, str], bytes]

@@ -166,7 +166,7 @@ def test_what_is_shown_was_worked_out_from_the_samples() -> None:
 
 
 def test_a_sample_of_the_stack_belongs_to_the_innermost_layer_that_is_known() -> None:
-    stack = "main (src/worker.py:1);app (fastapi/routing.py:2);row (src/services/database.py:3)"
+    stack = "main (src/server/worker.py:1);app (fastapi/routing.py:2);row (src/services/database.py:3)"
     assert layer_of(stack) == "database, pool"
     assert layer_of(f"{stack};fetchrow (asyncpg/connection.py:4);encode (json/encoder.py:5)") == "asyncpg"
     assert layer_of("something (else.py:1)") == "other"

@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from asking import TASKS, Caller, served
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
 
 pytestmark = pytest.mark.debian
@@ -53,7 +53,7 @@ async def test_r7_clock_steps_of_an_hour_change_no_duration(
         database_migration_url=database_url,
         signing_keys=KEY,
         keep_alive_seconds="120",
-        request_head_seconds="120",
+        header_timeout_seconds="120",
         ld_preload=library,
         faketime_timestamp_file=str(clock),
         faketime_no_cache="1",

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from clusters import Authority, PgBouncer, Proxy, Thief, Traffic, at, postgres_15_binaries, resolving
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 from waiting import eventually
 
 

@@ -28,7 +28,7 @@ from conftest import open_directory
 from processes import copy_program, lend_packages
 from src.api.health import Health
 from src.api.reference import router as reference
-from src.cli import app
+from src.cli.app import app
 from src.config.settings import Settings
 from src.main import create_app
 from src.services.metrics import Metrics

@@ -24,12 +24,12 @@ from clusters import Proxy
 from conftest import open_directory
 from replicas import Pair, standby_of
 from src.config.database import parse
+from src.embedded.roles import APPLICATION, NAME
 from src.services import schema
-from src.services.embedded_roles import APPLICATION, NAME
 from src.services.signing import SigningKeys, new_key, seeds
 
 if TYPE_CHECKING:
-    from src.services.embedded import EmbeddedPostgres
+    from src.embedded.server import EmbeddedPostgres
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from src.version import VERSION
+from src.config.version import VERSION
 
 BACKEND = Path(__file__).parents[1]
 SECRET = "p%@:/ é"

@@ -37,8 +37,8 @@ from conftest import open_directory
 from forking import Commands
 from leaks import CANARY
 from processes import command_line, copy_program, descendants
-from src.cli import app
-from src.services.embedded import EmbeddedPostgres
+from src.cli.app import app
+from src.embedded.server import EmbeddedPostgres
 
 BACKEND = Path(__file__).resolve().parents[1]
 ENCODED = quote(CANARY, safe="")
@@ -245,7 +245,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, int, dict[str, str]]] = {
             (("user", "disable", "ana@example.com"), 1), (("user", "enable", "ana@example.com"), 1),
             (("user", "delete", "ana@example.com", "--yes"), 1), (("user", "token", "ana@example.com"), 1),
             (("task", "done", "ana@example.com", str(UUID(int=1))), 1), (("task", "export", "ana@example.com"), 1),
-            (("task", "delete", "ana@example.com", str(UUID(int=1))), 1), (("task", "import", "src/version.py"), 2),
+            (("task", "delete", "ana@example.com", str(UUID(int=1))), 1),
+            (("task", "import", "src/config/version.py"), 2),
         )
     },
     "reprs": (("ERRING", "show"), "raw", 0, {"PYTHONASYNCIODEBUG": "1"}),
@@ -411,7 +412,7 @@ def test_the_defects_were_met_and_logged(results: dict[str, Future[Ran]]) -> Non
     for kind in (b"Settings: ", b"ConnectionSettings: ", b"Database: ", b"AsyncEngine: ", b"AsyncSession: "):
         assert kind in shown
     workers = results["serve"].result(2 * SECONDS).command_lines
-    assert workers.count(b"src.work") >= 1
+    assert workers.count(b"src.server") >= 1
 
 
 def test_the_servers_own_log_and_processes_do_not_say_it(

@@ -18,9 +18,9 @@ import pytest
 
 from asking import BACKEND, TASKS, Caller, served
 from src.config.database import parse
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
 from src.services.signing import SigningKeys, new_key, seeds
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ async def test_s1_the_code_from_before_the_newest_migration_meets_no_error_while
         database_lock_timeout_seconds="20",
         database_statement_timeout_seconds="25",
         database_command_timeout_seconds="30",
-        database_pool_wait_seconds="25",
+        database_pool_timeout_seconds="25",
     ) as service:
         async with httpx.AsyncClient(base_url=service.address, timeout=30) as client:
             done, lives = asyncio.Event(), []

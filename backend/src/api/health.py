@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from ..config.settings import Settings
+from ..config.version import VERSION
 from ..services.database import Database
 from ..services.metrics import Lag, Metrics
 from ..services.vitality import Observation
-from ..version import VERSION
 from .deps import AcceptDep, DatabaseDep, DrainingDep, MetricsDep, SettingsDep
 
 Outcome = Literal["pass", "warn", "fail"]

@@ -51,7 +51,7 @@ class TooSlow(RequestError):
     slug = "too-slow"
     title = "The request did not arrive in time"
     meaning = (
-        "Its headers took longer than REQUEST_HEAD_SECONDS, or its body came slower than MIN_BYTES_PER_SECOND. The "
+        "Its headers took longer than HEADER_TIMEOUT_SECONDS, or its body came slower than MIN_BYTES_PER_SECOND. The "
         "connection is closed; what had not arrived as a whole was not done."
     )
 

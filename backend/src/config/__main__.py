@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .printed import env_example, settings_markdown
+from .settings_docs import env_example, settings_markdown
 
 _PRINTERS = {"env": env_example, "markdown": settings_markdown}
 

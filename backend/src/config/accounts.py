@@ -120,7 +120,7 @@ PasswordHashMemoryKib = Annotated[
         ),
     ),
 ]
-PasswordHashPasses = Annotated[
+PasswordHashTimeCost = Annotated[
     int,
     Field(ge=LEAST_PASSES, le=MOST_PASSES, description="How often Argon2id passes over that memory."),
 ]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 # The types of the settings: their bounds, and the sentence about each.
 
-RequestHeadSeconds = Annotated[
+HeaderTimeoutSeconds = Annotated[
     float,
     Field(
         gt=0,
@@ -16,7 +16,7 @@ RequestHeadSeconds = Annotated[
         description="How long a client may take to send a request's headers, and to begin after it has connected.",
     ),
 ]
-RequestBodySeconds = Annotated[
+BodyTimeoutSeconds = Annotated[
     float,
     Field(
         gt=0,
@@ -27,7 +27,7 @@ RequestBodySeconds = Annotated[
         ),
     ),
 ]
-ResponseStallSeconds = Annotated[
+SendTimeoutSeconds = Annotated[
     float,
     Field(
         gt=0,
@@ -65,7 +65,7 @@ MaxConnections = Annotated[
         ),
     ),
 ]
-MaxRequestsUnderWay = Annotated[
+MaxConcurrentRequests = Annotated[
     int,
     Field(
         ge=1,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from .pasted import Host
+from .dsn import Host
 from .tls import Tls, context_for, refuse_drivers_own_files
 
 # "auto": the name does not tell; the database service finds out when it first connects.

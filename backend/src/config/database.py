@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from ..errors import ConfigurationError, Fault
 from .connection import APPLICATION_NAME, ConnectionSettings, Pooler, without_pooler
-from .pasted import EXAMPLE, Host, Pasted, is_printable_key, read
+from .dsn import EXAMPLE, Host, Pasted, is_printable_key, read
 from .tls import VERSIONS, Tls, TlsMode
 
 __all__ = ["ConnectionSettings", "Host", "Pooler", "PoolerSetting", "Tls", "TlsMode", "parse"]
@@ -80,7 +80,7 @@ _KNOWN = _READ | _IGNORED
 _ADVICE = {
     "connection_limit": "Set DATABASE_POOL_SIZE instead.",
     "pool_size": "Set DATABASE_POOL_SIZE instead.",
-    "pool_timeout": "Set DATABASE_POOL_WAIT_SECONDS instead.",
+    "pool_timeout": "Set DATABASE_POOL_TIMEOUT_SECONDS instead.",
     "command_timeout": "Set DATABASE_COMMAND_TIMEOUT_SECONDS instead.",
     "statement_cache_size": "Set DATABASE_POOLER=transaction instead.",
     "prepared_statement_cache_size": "Set DATABASE_POOLER=transaction instead.",

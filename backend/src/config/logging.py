@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TextIO, cast
 from weakref import WeakSet
 
-from ..loading import without
+from .loading import without
 from .redaction import is_suspect, redact
 
 # Its pretty tracebacks would bring rich and pygments, a fifth of the supervisor's CPU: ours show no values.

@@ -27,7 +27,6 @@ from pydantic_settings import (
 from ..errors import ConfigurationError, Fault
 from . import accounts, clients
 from .database import ConnectionSettings, PoolerSetting, parse
-from .findings import TrustedProxies, as_text, explain, file_problem, missing_database
 from .identity import (
     AuthIssuers,
     AuthLeeway,
@@ -40,6 +39,7 @@ from .identity import (
     faults_of,
 )
 from .requests import BatchBytes, BodyBytes, CorsOrigins, IdempotencyHours, ImportBytes, RequireIfMatch
+from .validation_messages import TrustedProxies, as_text, explain, file_problem, missing_database
 
 BACKEND = Path(__file__).resolve().parents[2]
 ENV_FILE = BACKEND / ".env"
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         le=200,
         description="Connections a worker may hold; about the database's cores divided by the workers is fastest.",
     )
-    database_pool_wait_seconds: float = Field(
+    database_pool_timeout_seconds: float = Field(
         default=2.0,
         gt=0,
         le=60,
@@ -182,20 +182,20 @@ class Settings(BaseSettings):
     session_idle_days: accounts.SessionIdleDays = 30
     session_max_days: accounts.SessionMaxDays = 365
     password_hash_memory_kib: accounts.PasswordHashMemoryKib = 19456
-    password_hash_passes: accounts.PasswordHashPasses = 2
+    password_hash_time_cost: accounts.PasswordHashTimeCost = 2
     password_hash_threads: accounts.PasswordHashThreads = 1
     password_hash_queue: accounts.PasswordHashQueue = 64
     login_rate_limit: accounts.LoginRateLimit = "5/minute;30/hour"
     login_address_rate_limit: accounts.LoginAddressRateLimit = "60/minute;600/hour"
     sign_up_rate_limit: accounts.SignUpRateLimit = "30/hour;100/day"
     refresh_rate_limit: accounts.RefreshRateLimit = "600/minute"
-    request_head_seconds: clients.RequestHeadSeconds = 5.0
-    request_body_seconds: clients.RequestBodySeconds = 5.0
-    response_stall_seconds: clients.ResponseStallSeconds = 30.0
+    header_timeout_seconds: clients.HeaderTimeoutSeconds = 5.0
+    body_timeout_seconds: clients.BodyTimeoutSeconds = 5.0
+    send_timeout_seconds: clients.SendTimeoutSeconds = 30.0
     min_bytes_per_second: clients.MinBytesPerSecond = 1024
     keep_alive_seconds: clients.KeepAliveSeconds = 5.0
     max_connections: clients.MaxConnections = 4096
-    max_requests_under_way: clients.MaxRequestsUnderWay = 1024
+    max_concurrent_requests: clients.MaxConcurrentRequests = 1024
     fast_path: clients.FastPath = True
     admin_host: clients.AdminHost = "127.0.0.1"
     admin_port: clients.AdminPort = None

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from ..config.tls import system_context
-from ..version import VERSION
+from ..config.version import VERSION
 
 SECONDS: Final = 5.0
 """For everything together: name, connection, TLS and answer."""

@@ -77,7 +77,7 @@ class Passwords:
     def from_settings(cls, settings: Settings) -> Self:
         return cls(
             memory_kib=settings.password_hash_memory_kib,
-            passes=settings.password_hash_passes,
+            passes=settings.password_hash_time_cost,
             threads=settings.password_hash_threads,
             queue=settings.password_hash_queue,
         )

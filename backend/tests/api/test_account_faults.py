@@ -14,13 +14,13 @@ import pytest
 from accounting import EMAIL, ME, OTHER, PASSWORD, TOKENS, USERS, Visitor, member, running
 from asking import TASKS, problem
 from src.config.database import parse
+from src.embedded.roles import APPLICATION
 from src.services import schema
-from src.services.embedded_roles import APPLICATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from src.services.embedded import EmbeddedPostgres
+    from src.embedded.server import EmbeddedPostgres
     from tests.api.conftest import MakeApp
 
 STRANGER = "198.51.100.7"
@@ -217,7 +217,7 @@ async def test_r3_a_flood_of_log_ins_hashes_a_few_at_a_time_turns_the_rest_away_
         # What is claimed is that reads go by, not how fast this machine is.
         "database_command_timeout_seconds": 60.0,
         "database_statement_timeout_seconds": 50.0,
-        "database_pool_wait_seconds": 60.0,
+        "database_pool_timeout_seconds": 60.0,
     }
     async with running(make_app(**settings)) as app:
         ana = await member(app)

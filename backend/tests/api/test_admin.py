@@ -12,8 +12,8 @@ import pytest
 
 from asking import served, well
 from src.api.health import Health
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from waiting import eventually
 
 if TYPE_CHECKING:

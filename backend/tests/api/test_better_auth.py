@@ -21,8 +21,8 @@ from asking import TASKS, Served, hold, problem, served
 from better_auth_server import BetterAuth, Person
 from conftest import Administrator, new_database
 from issuers import encoded
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services.identity import NAMESPACE
 
 pytestmark = pytest.mark.node

@@ -20,9 +20,9 @@ from fastapi.routing import iter_route_contexts
 
 from asking import TASKS, Caller, hold, people
 from src.config.database import parse
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def app(make_app: MakeApp, app_database_url: str, database_url: str) -> FastAPI:
         database_url=app_database_url,
         database_migration_url=database_url,
         database_pool_size=1,
-        database_pool_wait_seconds=60.0,
+        database_pool_timeout_seconds=60.0,
     )
 
 

@@ -22,9 +22,9 @@ import pytest
 from asking import TASKS, Caller, people, problem
 from conftest import open_directory
 from src.config.database import parse
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
 from waiting import eventually
 
 if TYPE_CHECKING:

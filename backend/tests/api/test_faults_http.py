@@ -23,9 +23,9 @@ from asking import TASKS, Caller, people, problem, served
 from clusters import Proxy
 from src.config.database import parse
 from src.config.settings import load_settings
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
 from src.services.signing import SigningKeys
 from waiting import eventually
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Impatient, so that the tests are quick; the promises are written in terms of these.
 QUICK = {
     "database_pool_size": 3,
-    "database_pool_wait_seconds": 0.6,
+    "database_pool_timeout_seconds": 0.6,
     "database_command_timeout_seconds": 2.5,
     "database_statement_timeout_seconds": 2.0,
     "database_lock_timeout_seconds": 0.5,
@@ -46,7 +46,7 @@ QUICK = {
 }
 # Patient, for what is promised to succeed however long a busy machine takes, and for whom a test wants to see waiting.
 PATIENT = {
-    "database_pool_wait_seconds": 60.0,
+    "database_pool_timeout_seconds": 60.0,
     "database_command_timeout_seconds": 60.0,
     "database_statement_timeout_seconds": 50.0,
     "database_lock_timeout_seconds": 40.0,
@@ -196,12 +196,12 @@ async def test_l1_an_emptied_pool_is_503_within_its_wait_and_a_bad_token_is_401_
     operator: Operator, make_app: MakeApp, serve: Serve, app_database_url: str, database_url: str, log: Log
 ) -> None:
     # Who holds a connection holds it until everybody else has been told.
-    bounds = {**PATIENT, "database_lock_timeout_seconds": 4.0, "database_pool_wait_seconds": 0.6}
+    bounds = {**PATIENT, "database_lock_timeout_seconds": 4.0, "database_pool_timeout_seconds": 0.6}
     app = make_app(
         database_url=app_database_url, database_migration_url=database_url, database_pool_size=3, **bounds
     )
     async with people(serve, app) as (ana, _):
-        await l1(ana, operator, bounds["database_pool_wait_seconds"], log)
+        await l1(ana, operator, bounds["database_pool_timeout_seconds"], log)
 
 
 async def l1(ana: Caller, operator: Operator, pool_wait_seconds: float, log: Log) -> None:

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from asking import well
 from src.api.health import Health, Readiness
 from src.config.settings import load_settings
+from src.embedded.server import EmbeddedPostgres
 from src.main import create_app
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from tests.api.conftest import Log, MakeApp, Serve

@@ -56,7 +56,7 @@ def bearer(token: str) -> dict[str, str]:
 
 @pytest.fixture
 async def app(make_app: MakeApp) -> FastAPI:
-    return with_routes(make_app(database_pool_size=1, database_pool_wait_seconds=0.5))
+    return with_routes(make_app(database_pool_size=1, database_pool_timeout_seconds=0.5))
 
 
 @pytest.fixture

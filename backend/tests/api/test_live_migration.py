@@ -20,9 +20,9 @@ from asking import TASKS, Caller, people
 from clusters import PgBouncer, tracking_settings
 from conftest import FAST
 from src.config.database import parse
+from src.embedded.roles import APPLICATION, NAME
+from src.embedded.server import EmbeddedPostgres
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION, NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -78,7 +78,7 @@ def app(request: pytest.FixtureRequest, way: str, server: EmbeddedPostgres, make
         database_lock_timeout_seconds=30.0,
         database_statement_timeout_seconds=35.0,
         database_command_timeout_seconds=40.0,
-        database_pool_wait_seconds=30.0,
+        database_pool_timeout_seconds=30.0,
     )
 
 

@@ -284,7 +284,7 @@ async def test_a_request_leaves_nothing_behind_in_the_context(make_app: MakeApp,
 async def test_r4_over_the_bound_requests_are_503_at_once_while_probes_and_what_is_under_way_are_answered(
     make_app: MakeApp, serve: Serve, log: Log
 ) -> None:
-    app = with_routes(make_app(max_requests_under_way=8, cors_origins="https://app.example.com"))
+    app = with_routes(make_app(max_concurrent_requests=8, cors_origins="https://app.example.com"))
     app.state.gate = asyncio.Event()
     async with serve(app) as client:
         inside = [asyncio.create_task(client.get("/v1/until")) for _ in range(8)]
@@ -314,7 +314,7 @@ async def test_r4_over_the_bound_requests_are_503_at_once_while_probes_and_what_
 async def test_r4_a_request_that_breaks_or_is_given_up_makes_room_for_the_next(
     make_app: MakeApp, serve: Serve
 ) -> None:
-    app = with_routes(make_app(max_requests_under_way=1))
+    app = with_routes(make_app(max_concurrent_requests=1))
     async with serve(app) as client:
         for number in range(1, 4):
             assert (await client.get("/v1/boom")).status_code == 500

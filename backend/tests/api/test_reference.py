@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from src.api.reference import SWAGGER_UI
+from src.config.version import VERSION
 from src.main import TITLE
-from src.version import VERSION
 
 if TYPE_CHECKING:
     import httpx

@@ -9,7 +9,7 @@ import pytest
 
 from asking import TASKS, Caller, people
 from clusters import Proxy
-from src.services.embedded import EmbeddedPostgres
+from src.embedded.server import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Serve

@@ -16,7 +16,7 @@ from clusters import Proxy
 from src.models import TaskRead
 
 if TYPE_CHECKING:
-    from src.services.embedded import EmbeddedPostgres
+    from src.embedded.server import EmbeddedPostgres
     from tests.api.conftest import MakeApp, Person, Serve
 
 TASKS = "/v1/tasks"

@@ -304,7 +304,7 @@ async def test_an_export_waits_for_its_reader_and_ends_with_them(
 async def test_an_export_that_cannot_begin_is_a_problem(
     make_app: MakeApp, serve: Serve, somebody: type[Person]
 ) -> None:
-    app = make_app(database_pool_size=1, database_pool_wait_seconds=0.2)
+    app = make_app(database_pool_size=1, database_pool_timeout_seconds=0.2)
     async with serve(app) as client:
         ana = somebody(client)
         held, done = asyncio.Event(), asyncio.Event()

@@ -75,7 +75,7 @@ def test_what_is_no_limit_is_refused_by_its_name_and_not_repeated(
         ("SESSION_IDLE_DAYS", 1, 3650),
         ("SESSION_MAX_DAYS", 1, 3650),
         ("PASSWORD_HASH_MEMORY_KIB", 19456, 262144),
-        ("PASSWORD_HASH_PASSES", 2, 8),
+        ("PASSWORD_HASH_TIME_COST", 2, 8),
         ("PASSWORD_HASH_THREADS", 1, 64),
         ("PASSWORD_HASH_QUEUE", 1, 10000),
     ],

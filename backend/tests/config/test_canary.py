@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from clusters import Thief
 from src.config.database import parse
+from src.config.dsn import read
 from src.config.logging import configure, get_logger
-from src.config.pasted import read
-from src.config.printed import effective, understood
 from src.config.settings import Settings, load_settings, migration_connection, require_database
+from src.config.settings_docs import effective, understood
 from src.errors import ConfigurationError, GroundworkError
 
 SECRET = "p%@:/ é"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from src.config.identity import Issuer, weakness
-from src.config.printed import effective
 from src.config.settings import as_environment, load_settings
+from src.config.settings_docs import effective
 from src.errors import ConfigurationError
 from src.services.signing import new_key
 

@@ -23,9 +23,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from clusters import Authority, Proxy, Thief, resolving
 from conftest import FAST, open_directory
 from src.config.database import parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import GroundworkError
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
 from ways import HASTY, WAYS, by_pool
 
 ODD = "p%@:/ é"

@@ -12,8 +12,8 @@ import pytest
 from clusters import Authority, PgBouncer, postgres_15_binaries, resolving
 from conftest import open_directory
 from src.config.database import parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import GroundworkError
-from src.services.embedded import EmbeddedPostgres
 from ways import HASTY, WAYS
 
 pytestmark = pytest.mark.debian

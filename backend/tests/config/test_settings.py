@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from src.config import settings as module
-from src.config.printed import effective, understood
 from src.config.settings import (
     BACKEND,
     Settings,
@@ -21,6 +20,7 @@ from src.config.settings import (
     migration_connection,
     require_database,
 )
+from src.config.settings_docs import effective, understood
 from src.errors import ConfigurationError
 
 URL = "postgresql://u:canary@localhost/db"
@@ -188,7 +188,7 @@ def test_every_setting_has_a_sentence_a_bound_and_its_unit_in_its_name() -> None
 def test_settings_survive_the_way_to_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(
         database_url=URL + "?application_name=a%20b", trusted_proxies="10.0.0.1, ::/0", health_details=False,
-        database_pool_wait_seconds=0.123456, data_directory=Path("elsewhere"), log_level="DEBUG",
+        database_pool_timeout_seconds=0.123456, data_directory=Path("elsewhere"), log_level="DEBUG",
     )  # fmt: skip
     for name, value in as_environment(settings).items():
         monkeypatch.setenv(name, value)
@@ -232,7 +232,7 @@ def test_what_is_in_effect_is_shown_without_the_password() -> None:
 
 def test_importing_reads_nothing_and_starts_nothing(tmp_path: Path) -> None:
     """With an environment full of nonsense, importing every module of config works and says nothing."""
-    names = ("settings", "database", "logging", "printed", "redaction", "tls", "pasted", "connection")
+    names = ("settings", "database", "logging", "settings_docs", "redaction", "tls", "dsn", "connection")
     program = "import threading, logging\n" + "".join(f"import src.config.{name}\n" for name in names)
     program += "assert threading.active_count() == 1 and not logging.getLogger().handlers"
     environment = dict(os.environ) | {"PORT": "x", "DATABASE_URL": "x", "SECRETS_DIR": "/x", "LOG_LEVEL": "x"}

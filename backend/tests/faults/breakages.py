@@ -15,10 +15,10 @@ from typing import Any
 
 from src.api import problems
 from src.errors import OutcomeUnknown, RequestError, Unavailable
+from src.server.worker import Worker
 from src.services import connections, database, idempotency, identity, task_pages, task_rows, tasks
 from src.services.asking import rows_of
 from src.services.faults import Repeat, as_request_error, diagnose
-from src.worker import Worker
 
 BREAKAGES: dict[str, Callable[[], None]] = {}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from src.services.embedded_roles import APPLICATION, NAME
+from src.embedded.roles import APPLICATION, NAME
 
 from .run import Result, perform
 from .schedule import chosen, schedule

@@ -18,12 +18,12 @@ def main() -> int:
     sys.path[0] = root
     if what == "work":
         _break(os.environ["FAULTS_MUTANT"])
-        from src import worker
         from src.main import create_app
+        from src.server import worker
 
         return worker.main(create_app)
-    from src import supervisor
     from src.config.settings import load_settings
+    from src.server import supervisor
 
     settings = load_settings()
     return supervisor.run(

@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 
 import asyncpg
 
+from src.embedded import processes as processes
+from src.embedded.roles import APPLICATION
 from src.models.isolation import GRANTS, ROLE
-from src.services import embedded_processes as processes
-from src.services.embedded_roles import APPLICATION
 
 from .journal import Clock, Journal
 from .schedule import KINDS, Fault

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from src.services import embedded_processes
+from src.embedded import processes
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Network:
     has been done."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: int, *, speaks_postgres: bool) -> None:
-        self.port = embedded_processes.free_port()
+        self.port = processes.free_port()
         self.target = target
         self.loop = loop
         self.connections = 0

@@ -25,9 +25,9 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import uvloop
 
-from src.services import embedded_processes as processes
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION, NAME
+from src.embedded import processes as processes
+from src.embedded.roles import APPLICATION, NAME
+from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
 
 from .network import Network

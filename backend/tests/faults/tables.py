@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from src.services.embedded_roles import APPLICATION
+from src.embedded.roles import APPLICATION
 
 from .checker import Row
 from .contract import content_of

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from clusters import postgres_15_binaries
 from src.config.database import parse
+from src.embedded.server import EmbeddedPostgres
 from src.models import TaskCreate, UserCreate
 from src.models.base import WHITE_SPACE
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
 
 # The database is the same for every example on purpose: rows of one do not change the verdict on another.
 one_database = settings(

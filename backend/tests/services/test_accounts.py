@@ -160,7 +160,7 @@ async def test_a_log_in_raises_an_older_cost_to_todays_and_the_password_goes_on_
 ) -> None:
     await sign_up(door, app_database)
     before = await owner.fetchval("SELECT recipe FROM credentials")
-    settings = load_settings(password_hash_passes=3)
+    settings = load_settings(password_hash_time_cost=3)
     async with Accounts.from_settings(settings, SigningKeys.from_settings(settings)) as dearer:
         with pytest.raises(LogInFailed):
             await dearer.log_in(app_database, entry("not this one at all"), HERE)

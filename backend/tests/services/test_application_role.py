@@ -17,23 +17,24 @@ from structlog.testing import capture_logs
 from clusters import postgres_15_binaries
 from src.config.database import parse
 from src.config.settings import load_settings
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.errors import NotFound
 from src.models import Task, TaskCreate, UserCreate
 from src.models.isolation import OWNER_COLUMNS, ROLE
-from src.services import schema, tasks, users, verify
+from src.services import schema, tasks, users
 from src.services.database import Database
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
-from src.services.examination import Finding, Outcome
 from src.services.revision import CodeRevision
 from src.services.tasks import IdempotencyKey, Known
+from src.verify import runner
+from src.verify.check import Finding, Outcome
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 async def isolation(url: str, migration_url: str | None = None) -> Finding:
     loaded = load_settings(database_url=url, database_migration_url=migration_url or url, port=1)
-    report = await verify.run(lambda: loaded)
+    report = await runner.run(lambda: loaded)
     (found,) = [line.finding for line in report.lines if line.check.name == "isolation"]
     return found
 

@@ -21,6 +21,7 @@ from clusters import Proxy, resolving
 from echoes import ECHO, SLEEP
 from src.config.database import ConnectionSettings, parse
 from src.config.logging import configure
+from src.embedded.server import EmbeddedPostgres
 from src.errors import (
     ConfigurationError,
     DatabaseRefused,
@@ -32,7 +33,6 @@ from src.errors import (
 from src.models import TaskCreate, TaskPut, TaskUpdate, User, UserCreate
 from src.services import tasks, users
 from src.services.database import Database, Limits
-from src.services.embedded import EmbeddedPostgres
 from src.services.idempotency import IdempotencyKey
 from src.services.revision import CodeRevision
 from src.services.statements import Statement

@@ -16,9 +16,9 @@ import pytest
 from clusters import Proxy
 from echoes import ECHO, SLEEP
 from src.config.database import ConnectionSettings, parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import RequestError
 from src.services.database import Database, Limits, Observation
-from src.services.embedded import EmbeddedPostgres
 from src.services.revision import CodeRevision
 from waiting import eventually
 

@@ -23,13 +23,13 @@ from sqlmodel import col, select
 
 from clusters import PgBouncer, Proxy, postgres_15_binaries
 from src.config.database import parse
+from src.embedded.roles import APPLICATION
+from src.embedded.server import EmbeddedPostgres
 from src.errors import Conflict, Invalid, NotFound, PreconditionFailed, Refused
 from src.models import Task, TaskCreate, TaskOperation, TaskPut, TaskUpdate, User
 from src.models.isolation import OWNER_COLUMNS
 from src.services import schema, task_pages, task_transfer, tasks, users
 from src.services.database import Database, Limits
-from src.services.embedded import EmbeddedPostgres
-from src.services.embedded_roles import APPLICATION
 from src.services.ownership import me, mine
 from src.services.statements import Statement
 from src.services.tasks import IdempotencyKey, Known, PageQuery

@@ -18,11 +18,11 @@ from sqlmodel import select, text
 
 from clusters import PgBouncer, postgres_15_binaries, tracking_settings
 from src.config.database import ConnectionSettings, parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import RequestError
 from src.models import Task, TaskCreate, TaskUpdate, User, UserCreate
 from src.services import schema, tasks, users
 from src.services.database import Database, Limits
-from src.services.embedded import EmbeddedPostgres
 from src.services.revision import CodeRevision
 from waiting import PATIENT, eventually
 

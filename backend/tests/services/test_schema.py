@@ -21,10 +21,10 @@ from alembic.script import ScriptDirectory
 from clusters import postgres_15_binaries
 from src.config.database import ConnectionSettings, parse
 from src.config.logging import configure
+from src.embedded.server import EmbeddedPostgres
 from src.errors import DatabaseRefused, Unavailable
 from src.migrations import catalogue
 from src.services import schema
-from src.services.embedded import EmbeddedPostgres
 
 BACKEND = Path(__file__).parents[2]
 CREATED = schema.SchemaChange(None, schema.head(), schema.known_revisions())

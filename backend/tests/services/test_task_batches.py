@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from owning import create, listed, operations, owned, read, somebody
 from proxies import Proxy
 from src.config.database import parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import BatchRefused, KeyReused, OutcomeUnknown, Unauthenticated
 from src.models import TaskBatchRead, TaskCreate, TaskRead
 from src.services import tasks
 from src.services.database import Database
-from src.services.embedded import EmbeddedPostgres
 from src.services.tasks import IdempotencyKey, Known
 
 KEY = IdempotencyKey.of("k", "batch_tasks", b"")

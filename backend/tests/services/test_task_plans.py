@@ -14,8 +14,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from src.embedded.server import APPLICATION, EmbeddedPostgres
 from src.services import task_batches, task_transfer, tasks, users
-from src.services.embedded import APPLICATION, EmbeddedPostgres
 from src.services.statements import Statement
 from src.services.task_pages import COUNT_BOUND, PageQuery, Position, form_of, statement_for
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from owning import create, exported, listed, owned, shown, somebody, update
 from proxies import Proxy
 from src.config.database import parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import Invalid, RequestError, TooManyRequests, Unauthenticated, Unavailable
 from src.models import TaskRead
 from src.models.rendering import render_timestamp
 from src.services import task_lines, task_transfer, tasks
 from src.services.database import Database, Limits
-from src.services.embedded import EmbeddedPostgres
 from src.services.task_lines import BLANK_LINES_MAX, FAULTS_MAX, LINE_MAX_BYTES
 from src.services.tasks import Known, PageQuery
 from waiting import eventually

@@ -13,11 +13,11 @@ import pytest
 from owning import create, listed, owned, read, shown, somebody, update
 from proxies import Proxy
 from src.config.database import parse
+from src.embedded.server import EmbeddedPostgres
 from src.errors import Invalid, KeyReused, NotFound, OutcomeUnknown, PreconditionFailed, Unauthenticated
 from src.models import TaskCreate, TaskPut, TaskUpdate
 from src.services import tasks
 from src.services.database import Database, Limits
-from src.services.embedded import EmbeddedPostgres
 from src.services.idempotency import SWEPT_AT_ONCE, IdempotencyKey
 from src.services.tasks import ANY_VERSION, Known, PageQuery
 from waiting import eventually

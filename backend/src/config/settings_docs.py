@@ -1,0 +1,213 @@
+"""The settings, printed: `.env.example`, `docs/settings.md`, and what is in effect.
+
+`python -m src.config env` and `python -m src.config markdown` print the two files; a test holds them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from ..errors import ConfigurationError
+from .redaction import MASK
+from .settings import BACKEND, Settings, migration_connection, require_database
+from .validation_messages import as_text
+
+NEON_EXAMPLE = "postgresql://USER:PASSWORD@ep-NAME-pooler.REGION.aws.neon.tech/DATABASE?sslmode=require&channel_binding=require"
+_OTHER_EXAMPLES = (
+    ("Any PostgreSQL from 15 to 18; the certificate is verified unless the host is this machine.",
+     "postgresql://USER:PASSWORD@db.example.com:5432/DATABASE"),
+    ("With an authority of your own.",
+     "postgresql://USER:PASSWORD@db.example.com/DATABASE?sslmode=verify-full&sslrootcert=/etc/ssl/my-ca.pem"),
+    ("A Unix socket.", "postgresql://USER@/DATABASE?host=/run/postgresql"),
+)  # fmt: skip
+_WIDTH = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting in effect: its name, its value without secrets, and where that came from."""
+
+    name: str
+    value: str
+    origin: str
+    description: str
+
+
+def env_example() -> str:
+    """The text of `.env.example`: every setting with its sentence; only what must be chosen is not its default."""
+    lines = [
+        "# Settings of Groundwork. Copy this file to backend/.env and take the # off the lines you want to change.",
+        "# The environment beats this file. Values are taken literally; put one with spaces or # in single quotes.",
+        "# Printed from src/config/settings.py by: python -m src.config env > .env.example",
+        "",
+        "# Your database, pasted as Neon's dashboard shows it (pooled or direct). Without one, `make run` starts a",
+        "# private PostgreSQL.",
+        f"# DATABASE_URL='{NEON_EXAMPLE}'",
+        "",
+    ]
+    for sentence, example in _OTHER_EXAMPLES:
+        lines += [f"# {sentence}", f"# DATABASE_URL='{example}'", ""]
+    for name, field in Settings.model_fields.items():
+        if name == "database_url":
+            continue
+        lines += [f"# {part}" for part in _wrapped(f"{field.description} {_hint(field)}".strip())]
+        lines += [f"# {name.upper()}={_default(field)}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings_markdown() -> str:
+    """The text of `docs/settings.md`."""
+    lines = [
+        "# Settings",
+        "",
+        "Printed from `backend/src/config/settings.py` by `python -m src.config markdown`; a test holds the two",
+        "together.",
+        "",
+        "A setting is read from the environment, else from `backend/.env`, else from a file of its name in the",
+        "directory `SECRETS_DIR`, else it has its default. An empty value counts as unset. Every value is checked at",
+        "start: bad ones end the program with exit code 3 and one message that names all of them. `python -m src",
+        "config` shows what is in effect and where it came from, without secrets.",
+        "",
+        "| Setting | Values | Default | What it decides |",
+        "|---|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = _default(field)
+        cells = (
+            f"`{name.upper()}`",
+            _values(field),
+            f"`{default}`" if default else "unset",
+            str(field.description),
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, "", *_ADDRESSES]) + "\n"
+
+
+def effective(settings: Settings) -> list[Row]:
+    """What is in effect, in the order of the settings, followed by what was understood from the address."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        value = _safe(settings, name)
+        rows.append(Row(name.upper(), value, settings.origin(name), str(field.description)))
+    return rows
+
+
+def understood(settings: Settings) -> list[Row]:
+    """What the address was taken to mean: hosts, TLS, pooler, and where migrations go. Empty without an address."""
+    rows: list[Row] = []
+    if settings.database_url is not None:
+        connection = require_database(settings)
+        tls = connection.tls.mode + (f", authorities in {connection.tls.root_certificate or 'the system'}"
+                                     if connection.tls.verified else "")  # fmt: skip
+        rows += [
+            Row(
+                "hosts",
+                ", ".join(str(host) for host in connection.hosts),
+                "DATABASE_URL",
+                "where it connects",
+            ),
+            Row("tls", tls, "DATABASE_URL", "how the server is verified"),
+            Row("pooler", connection.pooler, "DATABASE_URL", "what stands in front"),
+            *(Row("warning", warning, "DATABASE_URL", "") for warning in connection.warnings),
+        ]
+    if settings.database_url is not None or settings.database_migration_url is not None:
+        connection = migration_connection(settings)
+        rows.append(Row("migrations", connection.redacted(), connection.variable, "where migrations run"))
+    return rows
+
+
+def _safe(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    if not isinstance(value, SecretStr):
+        return "" if value is None else as_text(value)
+    if not name.startswith("database_"):
+        return MASK
+    if name == "database_migration_url":
+        return migration_connection(settings).redacted()
+    try:
+        return require_database(settings).redacted()
+    except ConfigurationError:
+        return MASK
+
+
+def _wrapped(text: str) -> list[str]:
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + len(word) + 1 > _WIDTH:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return [*lines, line]
+
+
+def _default(field: FieldInfo) -> str:
+    value: Any = field.default
+    if value is None or value == ():
+        return ""
+    if isinstance(value, Path):
+        # Where this checkout lies is nobody else's business; the setting is relative to backend/.
+        return str(value.relative_to(BACKEND))
+    return as_text(value)
+
+
+def _hint(field: FieldInfo) -> str:
+    values = _values(field)
+    return f"({values})" if values not in {"text", "path", "address", "secret"} else ""
+
+
+def _values(field: FieldInfo) -> str:
+    """What may stand there: the words, or the kind and its bounds."""
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["values"])
+    kinds = [kind for kind in _members(field.annotation) if kind is not NoneType]
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        return ", ".join(str(word) for word in get_args(kind))
+    names: Mapping[Any, str] = {bool: "true, false", int: "whole number", float: "number", Path: "path"}
+    name = "address" if kind is SecretStr else names.get(kind, "text")
+    if get_origin(kind) is tuple:
+        name = "networks"
+    low = [bound for bound in field.metadata if isinstance(bound, Ge | Gt)]
+    high = [bound.le for bound in field.metadata if isinstance(bound, Le)]
+    if kind in {int, float} and low and high:
+        start = f"{low[0].ge}" if isinstance(low[0], Ge) else f"above {low[0].gt}"
+        return f"{name}, {start} to {high[0]}"
+    return name
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+
+
+_ADDRESSES = (
+    "## What DATABASE_URL may look like",
+    "",
+    "Paste it as you were given it: with quotes or `psql '...'` around it, as `postgres://`, `postgresql://` or",
+    "`postgresql+asyncpg://`, with several hosts, an IPv6 address in brackets, a Unix socket",
+    "(`?host=/run/postgresql`, or the directory percent-encoded as the host), or as libpq's `host=... user=...`. A",
+    "password with odd characters is percent-encoded; a raw one is taken when there is only one way to read it.",
+    "",
+    "| `sslmode` | Encrypted | The server is verified | Used when |",
+    "|---|---|---|---|",
+    "| `verify-full` | yes | certificate and host name | the default for every host that is not this machine; also what"
+    " `require` becomes for Neon, with `channel_binding=require`, with `sslnegotiation=direct` or with `sslrootcert` |",
+    "| `verify-ca` | yes | certificate only | named, together with `sslrootcert`; without it, `verify-full` is used |",
+    "| `require` | yes | no | named; a warning is logged |",
+    "| `prefer`, `allow` | perhaps | no | named; a warning is logged unless the host is this machine |",
+    "| `disable` | no | no | named (with a warning), and the default for this machine and Unix sockets |",
+    "",
+    "`sslrootcert` is a file with the authorities to trust; without it, or as `system`, they are the operating",
+    "system's (certifi's when it has none). `sslcert` and `sslkey` prove who we are. `options=-c name=value` sets",
+    "server settings, except behind a pooler, which refuses them. Keepalives, `gssencmode=prefer` and Neon's",
+    "`options=endpoint=...` change nothing. Any other parameter is refused by name. PGPASSWORD, PGSSLMODE,",
+    "`~/.pgpass`, service files and their like are never read.",
+)

@@ -1,0 +1,73 @@
+"""The port: bound once by the supervisor, inherited by the workers."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+
+from ..errors import GroundworkError
+from .control import BACKLOG
+
+
+class CannotListen(GroundworkError):
+    """HOST and PORT cannot be listened on; the message says why and what to do. Exit code 1."""
+
+    exit_code = 1
+
+
+def bind(host: str, port: int, *, queues: int, prefix: str = "") -> list[socket.socket]:
+    """Listening sockets on one address, one for each worker; port 0 takes any free one.
+
+    `prefix` is what the names of the settings that gave the address begin with.
+
+    Raises CannotListen. The first is bound without sharing, so that a port which anybody else listens on,
+    another Groundwork included, is refused; only then is it opened to our others.
+    """
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(
+            f"{prefix}HOST={host} is not an address of this machine: {error.strerror}."
+        ) from error
+    # A name such as localhost has several addresses; people type the IPv4 one.
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(queues if sys.platform == "linux" else 1):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if len(sockets) > 1:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            address = listener.getsockname()
+        for listener in sockets:
+            listener.listen(BACKLOG)
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        raise CannotListen(_why(error, host, port, where, prefix)) from error
+    return sockets
+
+
+def bind_admin(host: str, port: int | None) -> list[socket.socket]:
+    """The listening socket of ADMIN_PORT, which all workers share; none without a port. Raises CannotListen."""
+    return [] if port is None else bind(host, port, queues=1, prefix="ADMIN_")
+
+
+def _why(error: OSError, host: str, port: int, where: str, prefix: str) -> str:
+    cannot = f"Cannot listen on {where} ({prefix}HOST, {prefix}PORT):"
+    if error.errno == errno.EADDRINUSE:
+        other = port + 1 if port < 65535 else port - 1
+        return (
+            f"{cannot} another program uses the port. Stop it, or choose another port: {prefix}PORT={other}."
+        )
+    if error.errno == errno.EACCES:
+        return f"{cannot} ports below 1024 need root. Choose another, for example {prefix}PORT=8001."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{cannot} {host} is not an address of this machine. {prefix}HOST=127.0.0.1 is."
+    return f"{cannot} {error.strerror}."

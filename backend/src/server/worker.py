@@ -1,0 +1,390 @@
+"""One process that answers requests: started by the supervisor, ended by it, never alone.
+
+The supervisor hands over listening sockets, its own queue first, and one end of a socket pair, the link. Over
+the link the worker says that it serves, and is told how to leave. When the supervisor dies the link ends,
+and so does the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp, Message
+
+from ..config.logging import configure, gathering, get_logger
+from ..config.settings import Settings, load_settings
+from ..errors import ConfigurationError, GroundworkError
+from .control import (
+    ADMIN_LISTENERS,
+    BACKLOG,
+    CANCEL_SECONDS,
+    CLOSE_SECONDS,
+    LINGER_SECONDS,
+    LINK,
+    LISTENERS,
+    SERVING,
+    Leave,
+)
+from .protocol import HttpProtocol
+
+_HELP_SECONDS = 0.05
+# Connections taken from one queue at a time.
+_AT_ONCE = 32
+_FIRST_REQUEST_SECONDS = 0.5
+
+log = get_logger("groundwork.worker")
+
+
+class StartCancelled(Exception):
+    pass
+
+
+class Lifespan:
+    """The application's start and end. Keeps the exception, where uvicorn's own only logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.state: dict[str, Any] = {}
+        self._app = app
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._said = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self, leave: asyncio.Event) -> None:
+        """Raises whatever the application raised, or StartCancelled when `leave` is set first."""
+        self._task = asyncio.create_task(self._run())
+        await self._inbox.put({"type": "lifespan.startup"})
+        leaving = asyncio.create_task(leave.wait())
+        said = asyncio.create_task(self._said.wait())
+        await asyncio.wait((self._task, said, leaving), return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not self._said.is_set() and not self._task.done():
+            said.cancel()
+            self._task.cancel()
+            await asyncio.wait((self._task,), timeout=CLOSE_SECONDS)
+            raise StartCancelled
+        said.cancel()
+        if self._failure is not None:
+            raise self._failure
+        if self._task.done():
+            raise RuntimeError("The application's lifespan ended before it had started.")
+
+    async def shutdown(self, seconds: float) -> None:
+        """Raises whatever the application raised, or TimeoutError."""
+        assert self._task is not None
+        await self._inbox.put({"type": "lifespan.shutdown"})
+        done, _ = await asyncio.wait((self._task,), timeout=seconds)
+        if not done:
+            raise TimeoutError(f"The application did not close within {seconds:.0f} s.")
+        if self._failure is not None:
+            raise self._failure
+
+    async def _run(self) -> None:
+        scope = {
+            "type": "lifespan",
+            "asgi": {"version": "3.0", "spec_version": "2.0"},
+            "state": self.state,
+        }
+        try:
+            await self._app(scope, self._inbox.get, self._send)
+        except BaseException as error:  # SystemExit too: it would end the loop with nothing closed.
+            self._failure = error
+
+    async def _send(self, message: Message) -> None:
+        # A failure is followed by the exception itself, which says more.
+        if message["type"] == "lifespan.startup.complete":
+            self._said.set()
+
+
+class Worker(uvicorn.Server):
+    """uvicorn's protocol and state with a start that tells why it failed and an end that loses nothing."""
+
+    def __init__(
+        self,
+        app: Any,
+        config: uvicorn.Config,
+        listeners: list[socket.socket],
+        admin: list[socket.socket],
+        link: socket.socket,
+        settings: Settings,
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._own, *self._others = listeners
+        self._admin = admin
+        self._link = link
+        self._settings = settings
+        self._told = 0
+        self._leave = asyncio.Event()
+        self._news = asyncio.Event()
+        self._accepting = False
+        self._adopting: set[asyncio.Future[Any]] = set()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, serve until told to leave, leave. Raises what made the start fail."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._tell, Leave.DRAIN)
+        loop.add_reader(self._link, self._read_link)
+        if not self.config.loaded:
+            self.config.load()
+        lifespan = Lifespan(self.config.loaded_app)
+        await lifespan.startup(self._leave)
+        self.lifespan = cast(Any, lifespan)
+        try:
+            await self.startup()
+            await self.main_loop()
+            await self.shutdown()
+        finally:
+            await lifespan.shutdown(CLOSE_SECONDS)
+
+    # Serving
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        await self.on_tick(0)
+        self.servers = [await loop.create_server(self._first_of_many, sock=self._own, backlog=BACKLOG)]
+        for listener in self._admin:
+            inside = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
+            self.servers.append(await loop.create_server(inside, sock=listener))
+        self._accepting = True
+        if self._others:
+            loop.call_later(_HELP_SECONDS, self._help)
+        self.started = True
+        with contextlib.suppress(OSError):
+            self._link.send(SERVING)
+
+    async def main_loop(self) -> None:
+        while not self._leave.is_set():
+            await self.on_tick(0)  # The date header, once a second.
+            await _wait(self._leave, 1.0)
+
+    def _protocol(self, config: uvicorn.Config | None = None) -> asyncio.Protocol:
+        kind = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return kind(
+            config=config or self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _first_of_many(self) -> asyncio.Protocol:
+        """For a connection that the loop took. It takes one a turn (libuv since 1.45), and in long turns the others
+        would wait in the kernel, probes among them, until their clients give up: so we take them too."""
+        if self._accepting:
+            for connection in _accept_waiting([self._own], at_most=_AT_ONCE):
+                self._adopt(connection)
+        return self._protocol()
+
+    def _help(self) -> None:
+        """Take what waits in the queues of workers that are starting, stuck or gone."""
+        if self._accepting:
+            loop = asyncio.get_running_loop()
+            for connection in _accept_waiting(self._others, at_most=_AT_ONCE):
+                self._adopt(connection)
+            loop.call_later(_HELP_SECONDS, self._help)
+
+    def _adopt(self, connection: socket.socket) -> None:
+        task = asyncio.ensure_future(
+            asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        )
+        # Without a reference the loop may forget a task; a connection that ends at once is not worth a word.
+        self._adopting.add(task)
+        task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: asyncio.Future[Any]) -> None:
+        self._adopting.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    # Being told
+
+    def _read_link(self) -> None:
+        try:
+            told = self._link.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            told = b""
+        if not told:
+            # The supervisor is gone. Nobody takes traffic away from us first, and its successor wants the port.
+            asyncio.get_running_loop().remove_reader(self._link)
+            told = bytes([Leave.PROMPT])
+        self._tell(Leave(max(told)))
+
+    def _tell(self, how: Leave) -> None:
+        self._told = max(self._told, how)
+        self._leave.set()
+        self._news.set()
+
+    # Leaving
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        began = time.monotonic()
+        # From here every answer closes its connection, so that its client goes elsewhere with its next request.
+        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
+        await self.on_tick(0)
+        for connection in self._connections():
+            if connection.cycle is not None and not connection.cycle.response_complete:
+                connection.cycle.keep_alive = False
+        if self._told == Leave.RETIRE:
+            self._stop_accepting()
+        else:
+            self._app.state.draining = True
+        await self._grace()
+        self._stop_accepting()
+        cancelled = await self._finish()
+        say = log.warning if cancelled else log.debug
+        say("worker.left", seconds=round(time.monotonic() - began, 3), cancelled_requests=cancelled)
+
+    async def _grace(self) -> None:
+        """Let load balancers see that we are not ready, and idle connections bring their next request."""
+        began = time.monotonic()
+        while self._told < Leave.PROMPT:
+            grace = self._settings.drain_grace_seconds if self._told > Leave.RETIRE else LINGER_SECONDS
+            left = began + grace - time.monotonic()
+            if left <= 0:
+                return
+            if self._told == Leave.RETIRE and not self.server_state.connections:
+                return
+            await self.on_tick(0)
+            self._news.clear()
+            await _wait(self._news, min(left, 1.0 if self._told > Leave.RETIRE else 0.1))
+
+    def _stop_accepting(self) -> None:
+        if not self._accepting:
+            return
+        self._accepting = False
+        # Whoever has connected by now has been promised an answer: empty the queues, then close them at once.
+        waiting = _accept_waiting([self._own, *self._others], at_most=BACKLOG)
+        for server in self.servers:
+            server.close()
+        for listener in self._others:
+            listener.close()
+        for connection in waiting:
+            self._adopt(connection)
+
+    async def _finish(self) -> int:
+        """Let requests end and close what is idle; gives the number of requests cancelled at the bound."""
+        began = time.monotonic()
+        while True:
+            # The pause comes after the look at the clock, so that what had arrived by then is read before anything is
+            # closed as silent, however long the machine lets us wait.
+            elapsed = time.monotonic() - began
+            await asyncio.sleep(0.02)
+            for connection in self._connections():
+                if _is_idle(connection, elapsed):
+                    connection.transport.close()
+            if not self.server_state.connections and not self.server_state.tasks and not self._adopting:
+                return 0
+            if self._told >= Leave.HURRY or elapsed > self._settings.shutdown_timeout_seconds:
+                return await self._cancel()
+
+    async def _cancel(self) -> int:
+        tasks = set(self.server_state.tasks)
+        if tasks:
+            for task in tasks:
+                task.cancel("The drain has overrun its bound.")
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        for connection in self._connections():
+            connection.transport.close()
+        await asyncio.sleep(0)
+        return len(tasks)
+
+    def _connections(self) -> list[HttpProtocol]:
+        return cast(list[HttpProtocol], list(self.server_state.connections))
+
+
+def _is_idle(connection: HttpProtocol, elapsed: float) -> bool:
+    """Whether nothing of an unanswered request has arrived on it."""
+    if connection.scope is None:
+        # Nothing has come yet. It was accepted a moment ago, so its request is probably on the way.
+        return elapsed > _FIRST_REQUEST_SECONDS
+    cycle = connection.cycle
+    # A scope without its cycle is a request whose headers are still arriving.
+    return cycle is not None and cycle.scope is connection.scope and cycle.response_complete
+
+
+def _accept_waiting(listeners: list[socket.socket], at_most: int) -> list[socket.socket]:
+    waiting: list[socket.socket] = []
+    for listener in listeners:
+        with contextlib.suppress(OSError):  # BlockingIOError: the queue is empty.
+            while len(waiting) < at_most:
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                waiting.append(connection)
+    return waiting
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+
+
+def _inherited(variable: str) -> list[socket.socket]:
+    numbers = os.environ.pop(variable, "").split(",")
+    sockets = [socket.socket(fileno=int(number)) for number in numbers if number]
+    for inherited in sockets:
+        inherited.setblocking(False)
+        inherited.set_inheritable(False)
+    return sockets
+
+
+def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=HttpProtocol,
+        ws="none",
+        interface="asgi3",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        backlog=BACKLOG,
+        workers=1,
+    )
+
+
+def main(create_app: Callable[[Settings], Any], settings: Settings | None = None) -> int:
+    """Serve `create_app(settings)` on what the supervisor handed over; gives the exit code.
+
+    0: told to leave, and left. 3: configuration or credentials. 1: anything else.
+    """
+    if LINK not in os.environ:
+        print("A worker is started by `python -m src serve`, never alone.", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listeners, admin, [link] = map(_inherited, (LISTENERS, ADMIN_LISTENERS, LINK))
+    try:
+        settings = settings or load_settings()
+        configure(settings.log_level, settings.log_format)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        app = create_app(settings)
+        with gathering(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Worker(app, _make_config(app, settings), listeners, admin, link, settings).serve())
+    except StartCancelled:
+        return 0
+    except ConfigurationError as error:
+        print(error.message(), file=sys.stderr)
+        return error.exit_code
+    except GroundworkError as error:
+        log.error(  # noqa: TRY400 - its message says all
+            "start.refused", reason=getattr(error, "reason", type(error).__name__), detail=str(error)
+        )
+        return int(getattr(error, "exit_code", 1))
+    except Exception:
+        log.exception("worker.failed")
+        return 1
+    return 0
