@@ -466,7 +466,7 @@ def test_every_form_of_it_would_be_found(form: str) -> None:
         "import logging; logging.warning('%s', connection.password.get_secret_value())",
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', url])",
         "raise RuntimeError(settings.database_url.get_secret_value()[-40:])",
-        "type(connection).redacted = lambda self: url; from src.cli import main; main(['config'])",
+        "type(connection).redacted = lambda self: url; from src.cli.app import main; main(['config'])",
     ],
 )
 def test_a_planted_leak_is_found(stage: Stage, leak: str) -> None:

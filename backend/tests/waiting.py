@@ -13,7 +13,7 @@ from src.services.database import Limits
 PATIENCE: Final = 60.0
 """What a busy machine may take for anything that happens at all."""
 PATIENT: Final = Limits(
-    pool_wait_seconds=60,
+    pool_timeout_seconds=60,
     connect_timeout_seconds=60,
     command_timeout_seconds=60,
     statement_timeout_seconds=50,

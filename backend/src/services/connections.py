@@ -50,7 +50,7 @@ class Limits:
     """The bounds a process works within. Times are in seconds; `Settings` documents each."""
 
     pool_size: int = 4
-    pool_wait_seconds: float = 2.0
+    pool_timeout_seconds: float = 2.0
     connect_timeout_seconds: float = 5.0
     command_timeout_seconds: float = 5.0
     statement_timeout_seconds: float = 4.0
@@ -82,7 +82,7 @@ class Connections:
         self._idle: list[Connection] = []
         self._ours: dict[Connection, bool] = {}
         self._reached = False
-        self.line = Line(limits.pool_size, limits.pool_wait_seconds)
+        self.line = Line(limits.pool_size, limits.pool_timeout_seconds)
         self._healer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._last_exhaustion_log = float("-inf")
@@ -133,7 +133,7 @@ class Connections:
     async def acquire(self, deadline: float) -> Connection:
         """A connection to an open socket, in the order of arrival.
 
-        Raises `Overloaded` when none comes free within `pool_wait_seconds`, or will, `Unavailable` when the database
+        Raises `Overloaded` when none comes free within `pool_timeout_seconds`, or will, `Unavailable` when the database
         cannot be reached. Nothing has been sent when it raises.
         """
         started = time.monotonic()

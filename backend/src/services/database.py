@@ -101,7 +101,7 @@ class Database:
             connection,
             Limits(
                 pool_size=settings.database_pool_size,
-                pool_wait_seconds=settings.database_pool_timeout_seconds,
+                pool_timeout_seconds=settings.database_pool_timeout_seconds,
                 connect_timeout_seconds=settings.database_connect_timeout_seconds,
                 command_timeout_seconds=settings.database_command_timeout_seconds,
                 statement_timeout_seconds=settings.database_statement_timeout_seconds,

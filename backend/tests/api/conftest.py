@@ -28,7 +28,7 @@ FAST_PATH = os.environ.get("GROUNDWORK_FAST_PATH", "true")
 AS_LONG_AS_IT_TAKES = {
     f"database_{name}": getattr(PATIENT, name)
     for name in (
-        "pool_wait_seconds",
+        "pool_timeout_seconds",
         "command_timeout_seconds",
         "statement_timeout_seconds",
         "lock_timeout_seconds",

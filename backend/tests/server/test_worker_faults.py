@@ -19,12 +19,12 @@ from uuid import uuid4
 import asyncpg
 import httpx
 import pytest
-from test_supervisor import SCRIPT, Service
 
 from asking import TASKS, Caller, served
 from src.embedded.roles import APPLICATION
 from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
+from supervised import SCRIPT, Service
 from waiting import PATIENCE, eventually
 
 KEY = new_key()

@@ -56,7 +56,7 @@ COUNT_USERS = Statement("test.count", lambda: sa.select(sa.func.count()).select_
 async def small(connection_settings: ConnectionSettings) -> AsyncIterator[Database]:
     """Two connections and little patience."""
     limits = Limits(
-        pool_size=2, pool_wait_seconds=0.2, lock_timeout_seconds=0.2, statement_timeout_seconds=0.5
+        pool_size=2, pool_timeout_seconds=0.2, lock_timeout_seconds=0.2, statement_timeout_seconds=0.5
     )
     async with Database(connection_settings, limits) as opened:
         yield opened
@@ -228,7 +228,7 @@ async def test_callers_are_served_in_the_order_of_arrival(connection_settings: C
 
 
 async def test_an_emptied_pool_answers_overloaded_within_its_wait(connection_settings: ConnectionSettings):
-    async with Database(connection_settings, Limits(pool_size=2, pool_wait_seconds=0.2)) as database:
+    async with Database(connection_settings, Limits(pool_size=2, pool_timeout_seconds=0.2)) as database:
         holders = [asyncio.create_task(database.value(SLEEP, seconds=2.0)) for _ in range(2)]
         await eventually(lambda: database.observe().pool.in_use == 2)
         with pytest.raises(Overloaded) as caught:

@@ -51,7 +51,7 @@ COUNT_USERS = Statement("test.count", lambda: sa.select(sa.func.count()).select_
 PID = Statement("test.pid", lambda: sa.select(sa.func.pg_backend_pid()), repeatable=True)
 QUICK = Limits(
     pool_size=3,
-    pool_wait_seconds=1.0,
+    pool_timeout_seconds=1.0,
     connect_timeout_seconds=2.0,
     command_timeout_seconds=1.5,
     statement_timeout_seconds=1.2,
@@ -184,7 +184,7 @@ async def test_a_statement_whose_time_went_by_in_the_queue_is_no_sign_of_a_dead_
     through_proxy: ConnectionSettings,
 ):
     limits = replace(
-        QUICK, pool_size=1, pool_wait_seconds=3.5, command_timeout_seconds=4, statement_timeout_seconds=3.5
+        QUICK, pool_size=1, pool_timeout_seconds=3.5, command_timeout_seconds=4, statement_timeout_seconds=3.5
     )
     async with Database(through_proxy, limits) as database:
         first = asyncio.create_task(database.value(SLEEP, seconds=2.0))
@@ -233,7 +233,7 @@ async def test_n4_two_hundred_milliseconds_of_latency_do_not_collapse_the_pool(
     through_proxy: ConnectionSettings, proxy: Proxy
 ):
     proxy.delay_seconds = 0.1  # each way
-    async with Database(through_proxy, Limits(pool_wait_seconds=60)) as database:
+    async with Database(through_proxy, Limits(pool_timeout_seconds=60)) as database:
         for _ in range(2):
             reads = (database.value(ECHO, x="x") for _ in range(12))
             assert await asyncio.gather(*reads, return_exceptions=True) == ["x"] * 12
@@ -583,7 +583,7 @@ async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_t
 ):
     lines = io.StringIO()
     configure("info", "json", lines)
-    limits = replace(THREE, pool_wait_seconds=1.0)
+    limits = replace(THREE, pool_timeout_seconds=1.0)
     async with Database(connection_settings, limits) as database:
         slow = [asyncio.create_task(database.value(SLEEP, seconds=4.0)) for _ in range(3)]
         await eventually(lambda: database.observe().pool.in_use == 3)
@@ -591,11 +591,13 @@ async def test_l1_a_pool_emptied_by_slow_statements_is_503_within_its_wait_and_t
         asked = (database.value(ECHO, x="x") for _ in range(50))
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         took = time.monotonic() - start
-        assert took < limits.pool_wait_seconds + 3
+        assert took < limits.pool_timeout_seconds + 3
         assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
         await asyncio.gather(*slow)
         assert await database.value(ECHO, x="x") == "x"
-    assert 1 <= lines.getvalue().count("database.pool_exhausted") <= 1 + int(took - limits.pool_wait_seconds)
+    assert (
+        1 <= lines.getvalue().count("database.pool_exhausted") <= 1 + int(took - limits.pool_timeout_seconds)
+    )
 
 
 async def test_closing_waits_for_nobody_longer_than_a_command(proxied: Database, proxy: Proxy):
