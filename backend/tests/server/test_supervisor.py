@@ -592,7 +592,7 @@ def test_a_changed_source_restarts_the_worker_and_a_broken_one_is_waited_out(
     shutil.copy(SCRIPT, backend / "tests")
     one = service(script=backend / "tests" / "serving.py", reload=True).start().serving()
     first = one.facts()["pid"]
-    version = backend / "src" / "version.py"
+    version = backend / "src" / "config" / "version.py"
 
     def change(line: str) -> None:
         """At once and whole: a file that is seen half written has changed twice."""
