@@ -36,7 +36,7 @@ READS_ENVIRONMENT = frozenset(
         "server/supervisor.py",  # What workers inherit.
         "server/worker.py",
         "cli/app.py",  # What psql inherits.
-        "verify/check.py",  # Whether the command that is advised works in this shell.
+        "config/command_line.py",  # Whether the advised command works in this shell.
         "migrations/catalogue.py",  # A program of its own, for who writes a migration.
     }
 )

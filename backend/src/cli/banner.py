@@ -30,7 +30,7 @@ def show(settings: Settings, addresses: list[tuple[Any, ...]], postgres: Embedde
     if postgres is not None:
         facts["data"] = str(postgres.data_path)
     if settings.environment == "development":
-        from ..verify.check import command
+        from ..config.command_line import command
 
         facts["access"] = command("user token you@example.com --create")
     if settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty()):

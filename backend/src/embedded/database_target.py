@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from ..config.command_line import command
 from ..config.settings import load_settings, migration_connection, require_database
 from ..errors import ConfigurationError, Fault, GroundworkError
 from ..services import hosts
 from ..services.faults import as_refusal, as_request_error, diagnose
-from ..verify.check import command
 
 if TYPE_CHECKING:
     from ..config.database import ConnectionSettings

@@ -1,14 +1,10 @@
-"""What the checks of `services.verify` share: the shape of a finding, and the things one check leaves for the next."""
+"""What the checks of `verify` share: the shape of a finding, and the things one check leaves for the next."""
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,8 +13,6 @@ if TYPE_CHECKING:
     from ..config.database import ConnectionSettings, Host
     from ..config.settings import Settings
     from ..services.database import Database
-
-BACKEND = Path(__file__).resolve().parents[2]
 
 
 class Outcome(StrEnum):
@@ -102,18 +96,3 @@ class Check:
     look: Callable[[Examination], Awaitable[Finding]]
     needs: tuple[str, ...] = ()
     bound_seconds: float = 10.0
-
-
-def command(arguments: str) -> str:
-    """`python -m src <arguments>` as it can be typed from the directory where the person stands."""
-    here = Path.cwd()
-    venv = BACKEND / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    python = "python"
-    if venv.exists() and os.environ.get("VIRTUAL_ENV") != str(BACKEND / ".venv"):
-        python = str(venv.relative_to(BACKEND))
-    elif not venv.exists():
-        python = Path(sys.executable).name or "python"
-    if here == BACKEND:
-        return f"{python} -m src {arguments}"
-    place = min(os.path.relpath(BACKEND, here), str(BACKEND), key=len)
-    return f"cd {shlex.quote(place)} && {python} -m src {arguments}"

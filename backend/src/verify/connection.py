@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from ..config.command_line import command
 from ..config.settings import require_database
 from ..errors import ConfigurationError
 from ..services import hosts
 from ..services.faults import as_refusal, diagnose
-from .check import Examination, Finding, command, failed, not_run, passed, warned
+from .check import Examination, Finding, failed, not_run, passed, warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

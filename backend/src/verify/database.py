@@ -16,6 +16,7 @@ from sqlalchemy import delete, func
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, select
 
+from ..config.command_line import command
 from ..errors import GroundworkError
 from ..models import Task, User
 from ..models.credential import GATES
@@ -23,7 +24,7 @@ from ..models.isolation import CREATE_ROLE, GRANTS, OWNER_COLUMNS, ROLE, grants
 from ..services import schema
 from ..services.database import Database
 from ..services.faults import diagnose
-from .check import Examination, Finding, command, failed, not_run, passed, warned
+from .check import Examination, Finding, failed, not_run, passed, warned
 from .connection import is_local
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from ..config.command_line import command
 from ..services import isolation, schema
-from .check import Examination, Finding, command, failed, passed, warned
+from .check import Examination, Finding, failed, passed, warned
 
 if TYPE_CHECKING:
     from ..services.isolation import Standing

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config.command_line import command
 from ..config.version import VERSION
 from ..errors import ConfigurationError, DatabaseRefused, GroundworkError, Overloaded, RequestError
 from ..services.faults import as_refusal, diagnose
 from . import connection as reach
 from . import database as store
 from . import isolation
-from .check import Check, Examination, Finding, Outcome, command, failed, not_run
+from .check import Check, Examination, Finding, Outcome, failed, not_run
 
 if TYPE_CHECKING:
     from ..config.settings import Settings
