@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,8 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", 
 
 _TEST_SECONDS = float(os.environ.get("GROUNDWORK_TEST_SECONDS", "180"))
 _NO_SKIPS = "GROUNDWORK_FORBID_SKIPS"
+_CPU_PROFILE = os.environ.get("GROUNDWORK_CPU_PROFILE")
+"""Path prefix of files (one per process) to which each test's CPU seconds are written."""
 
 
 # How a run is judged
@@ -105,10 +108,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A hung test ends the run with every thread's stack, instead of hanging it."""
     faulthandler.dump_traceback_later(_TEST_SECONDS, exit=True, file=item.config.stash[_STDERR])
+    before = _cpu_seconds() if _CPU_PROFILE else (0.0, 0.0)
     try:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+        if _CPU_PROFILE:
+            own, children = (now - then for now, then in zip(_cpu_seconds(), before, strict=True))
+            with open(f"{_CPU_PROFILE}.{os.getpid()}", "a") as file:
+                file.write(f"{own:.3f}\t{children:.3f}\t{item.nodeid}\n")
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU seconds of this process, and of the children that have ended."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime
 
 
 _RAN_BY: defaultdict[str, set[str]] = defaultdict(set)
