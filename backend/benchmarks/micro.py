@@ -59,7 +59,7 @@ async def _application(scope: Any, receive: Any, send: Any) -> None:
 
 def parts() -> dict[str, Call]:
     """What is measured, by name."""
-    from src.config.identity import seeds
+    from src.config.auth import seeds
 
     signing = SigningKeys(seeds(new_key()))
     bearer = f"Bearer {signing.mint(USER, None, 3600)}"

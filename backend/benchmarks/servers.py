@@ -180,7 +180,7 @@ def running(
 
 def _bearer(key: str) -> Callable[[UUID], dict[str, str]]:
     """A token for each user, made once: theirs to the end."""
-    from src.config.identity import seeds
+    from src.config.auth import seeds
 
     signing = SigningKeys(seeds(key))
     made: dict[UUID, dict[str, str]] = {}

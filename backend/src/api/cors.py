@@ -12,7 +12,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Scope
 
-from ..config.requests import ANY_ORIGIN
+from ..config.api import ANY_ORIGIN
 
 Headers = list[tuple[bytes, bytes]]
 

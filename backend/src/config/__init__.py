@@ -1,1 +1,5 @@
-"""What the operator decides. Nothing here opens a connection, and importing it has no effect."""
+"""Configuration: the settings, the database address, and how the service logs."""
+
+from pathlib import Path
+
+BACKEND = Path(__file__).resolve().parents[2]

@@ -15,19 +15,141 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from ipaddress import ip_address
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
 
 from ..errors import ConfigurationError, Fault
+from . import BACKEND
 from .connection import APPLICATION_NAME, ConnectionSettings, Pooler, without_pooler
 from .dsn import EXAMPLE, Host, Pasted, is_printable_key, read
 from .tls import VERSIONS, Tls, TlsMode
+from .validation_messages import LowerCase, raise_faults
 
-__all__ = ["ConnectionSettings", "Host", "Pooler", "PoolerSetting", "Tls", "TlsMode", "parse"]
+__all__ = [
+    "ConnectionSettings",
+    "DatabaseSettings",
+    "Host",
+    "Pooler",
+    "PoolerSetting",
+    "Tls",
+    "TlsMode",
+    "parse",
+]
 
 PoolerSetting = Pooler
+
+
+class DatabaseSettings(BaseModel):
+    """Database"""
+
+    # Before the addresses, whose validation depends on it.
+    database_pooler: Annotated[PoolerSetting, LowerCase] = Field(
+        default="auto",
+        description=(
+            "The connection pooler in front of PostgreSQL. transaction: PgBouncer in transaction mode without prepared "
+            "statements. tracking: PgBouncer 1.21 or later with max_prepared_statements, such as Neon's. auto: by the "
+            "address."
+        ),
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        max_length=8192,
+        description=(
+            "The PostgreSQL database, as its provider prints the URL. TLS is verified unless the URL says otherwise. "
+            "Unset: `make run` starts a private PostgreSQL."
+        ),
+    )
+    database_migration_url: SecretStr | None = Field(
+        default=None,
+        max_length=8192,
+        description=(
+            "The database with the role or host to use for migrations. Unset: DATABASE_URL, with -pooler removed from "
+            "the host name."
+        ),
+    )
+    database_pool_size: int = Field(
+        default=4,
+        ge=1,
+        le=200,
+        description=(
+            "Database connections per worker. The fastest size is about the database's cores divided by the workers."
+        ),
+    )
+    database_pool_timeout_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        description="How long a request waits for a free connection before it gets 503.",
+    )
+    database_connect_timeout_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=120,
+        description="The timeout of one connection attempt. It includes the time in which a suspended Neon resumes.",
+    )
+    database_command_timeout_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="How long the service waits for the result of a statement.",
+    )
+    database_statement_timeout_seconds: float = Field(
+        default=4.0, gt=0, le=3600, description="PostgreSQL's statement_timeout."
+    )
+    database_lock_timeout_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="PostgreSQL's lock_timeout: how long a statement waits for a lock.",
+    )
+    database_recovery_wait_seconds: float = Field(
+        default=1.5,
+        ge=0,
+        le=60,
+        description="How long requests wait for a lost database to return before they get 503.",
+    )
+    migrate_on_start: bool = Field(
+        default=True,
+        description=(
+            "Whether the service migrates the schema to the newest revision when it starts. Several instances may "
+            "start at the same time."
+        ),
+    )
+    data_directory: Path = Field(
+        default=BACKEND / ".data",
+        description=(
+            "Where `serve --embedded` keeps its private PostgreSQL, and development its signing key; relative to "
+            "backend/."
+        ),
+    )
+
+    @field_validator("data_directory")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        # Relative to backend/, which holds .env, and not to the working directory of a service.
+        return BACKEND / value.expanduser()
+
+    @field_validator("database_url", "database_migration_url")
+    @classmethod
+    def _address(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():
+            return None
+        field = str(info.field_name)
+        pooler: PoolerSetting = (
+            info.data.get("database_pooler", "auto") if field == "database_url" else "auto"
+        )
+        faults: list[Fault] = []
+        try:
+            parse(value.get_secret_value(), variable=field.upper(), pooler=pooler)
+        except ConfigurationError as error:
+            faults = error.faults
+        if faults:
+            raise_faults(faults)
+        return value
+
 
 _SESSION_ATTRIBUTES = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 # What PgBouncer accepts while a connection starts; anything else it refuses with 08P01.

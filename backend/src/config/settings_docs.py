@@ -1,6 +1,6 @@
-"""The settings, printed: `.env.example`, `docs/settings.md`, and what is in effect.
+"""The settings as text: `.env.example`, `docs/settings.md`, and the effective settings.
 
-`python -m src.config env` and `python -m src.config markdown` print the two files; a test holds them to it.
+`python -m src.config env` and `python -m src.config markdown` print the two files; a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigurationError
+from . import BACKEND
 from .redaction import MASK
-from .settings import BACKEND, Settings, migration_connection, require_database
+from .settings import TOPICS, Settings, migration_connection, require_database
 from .validation_messages import as_text
 
 NEON_EXAMPLE = "postgresql://USER:PASSWORD@ep-NAME-pooler.REGION.aws.neon.tech/DATABASE?sslmode=require&channel_binding=require"
@@ -33,7 +34,7 @@ _WIDTH = 110
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting in effect: its name, its value without secrets, and where that came from."""
+    """An effective setting: its name, its value without secrets, and its source."""
 
     name: str
     value: str
@@ -42,11 +43,11 @@ class Row:
 
 
 def env_example() -> str:
-    """The text of `.env.example`: every setting with its sentence; only what must be chosen is not its default."""
+    """The text of `.env.example`: every setting with its description and default."""
     lines = [
-        "# Settings of Groundwork. Copy this file to backend/.env and take the # off the lines you want to change.",
-        "# The environment beats this file. Values are taken literally; put one with spaces or # in single quotes.",
-        "# Printed from src/config/settings.py by: python -m src.config env > .env.example",
+        "# Settings of Groundwork. Copy this file to backend/.env and uncomment the lines you want to change.",
+        "# The environment takes precedence. Values are literal; quote one with spaces or # in single quotes.",
+        "# Generated from src/config/ by: python -m src.config env > .env.example",
         "",
         "# Your database, pasted as Neon's dashboard shows it (pooled or direct). Without one, `make run` starts a",
         "# private PostgreSQL.",
@@ -55,11 +56,13 @@ def env_example() -> str:
     ]
     for sentence, example in _OTHER_EXAMPLES:
         lines += [f"# {sentence}", f"# DATABASE_URL='{example}'", ""]
-    for name, field in Settings.model_fields.items():
-        if name == "database_url":
-            continue
-        lines += [f"# {part}" for part in _wrapped(f"{field.description} {_hint(field)}".strip())]
-        lines += [f"# {name.upper()}={_default(field)}", ""]
+    for topic in TOPICS:
+        lines += [f"# --- {topic.__doc__} ---", ""]
+        for name, field in topic.model_fields.items():
+            if name == "database_url":
+                continue
+            lines += [f"# {part}" for part in _wrapped(f"{field.description} {_hint(field)}".strip())]
+            lines += [f"# {name.upper()}={_default(field)}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -68,31 +71,35 @@ def settings_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Printed from `backend/src/config/settings.py` by `python -m src.config markdown`; a test holds the two",
-        "together.",
+        "Generated from `backend/src/config/` by `python -m src.config markdown`; a test keeps them equal.",
         "",
-        "A setting is read from the environment, else from `backend/.env`, else from a file of its name in the",
-        "directory `SECRETS_DIR`, else it has its default. An empty value counts as unset. Every value is checked at",
-        "start: bad ones end the program with exit code 3 and one message that names all of them. `python -m src",
-        "config` shows what is in effect and where it came from, without secrets.",
-        "",
-        "| Setting | Values | Default | What it decides |",
-        "|---|---|---|---|",
+        "A setting is read from the environment, then from `backend/.env`, then from a file of its name in the",
+        "directory `SECRETS_DIR`; otherwise it has its default. An empty value counts as unset. All values are",
+        "validated at start: invalid ones end the program with exit code 3 and one message that lists all of them.",
+        "`python -m src config` prints the effective settings and their sources, without secrets.",
     ]
-    for name, field in Settings.model_fields.items():
-        default = _default(field)
-        cells = (
-            f"`{name.upper()}`",
-            _values(field),
-            f"`{default}`" if default else "unset",
-            str(field.description),
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for topic in TOPICS:
+        lines += [
+            "",
+            f"## {topic.__doc__}",
+            "",
+            "| Setting | Values | Default | Description |",
+            "|---|---|---|---|",
+        ]
+        for name, field in topic.model_fields.items():
+            default = _default(field)
+            cells = (
+                f"`{name.upper()}`",
+                _values(field),
+                f"`{default}`" if default else "unset",
+                str(field.description),
+            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, "", *_ADDRESSES]) + "\n"
 
 
 def effective(settings: Settings) -> list[Row]:
-    """What is in effect, in the order of the settings, followed by what was understood from the address."""
+    """The effective settings, in the order of `.env.example`."""
     rows = []
     for name, field in Settings.model_fields.items():
         value = _safe(settings, name)
@@ -101,7 +108,7 @@ def effective(settings: Settings) -> list[Row]:
 
 
 def understood(settings: Settings) -> list[Row]:
-    """What the address was taken to mean: hosts, TLS, pooler, and where migrations go. Empty without an address."""
+    """What the addresses mean: hosts, TLS, pooler, and the database of migrations. Empty without an address."""
     rows: list[Row] = []
     if settings.database_url is not None:
         connection = require_database(settings)
@@ -112,15 +119,17 @@ def understood(settings: Settings) -> list[Row]:
                 "hosts",
                 ", ".join(str(host) for host in connection.hosts),
                 "DATABASE_URL",
-                "where it connects",
+                "database hosts",
             ),
             Row("tls", tls, "DATABASE_URL", "how the server is verified"),
-            Row("pooler", connection.pooler, "DATABASE_URL", "what stands in front"),
+            Row("pooler", connection.pooler, "DATABASE_URL", "the connection pooler in front"),
             *(Row("warning", warning, "DATABASE_URL", "") for warning in connection.warnings),
         ]
     if settings.database_url is not None or settings.database_migration_url is not None:
         connection = migration_connection(settings)
-        rows.append(Row("migrations", connection.redacted(), connection.variable, "where migrations run"))
+        rows.append(
+            Row("migrations", connection.redacted(), connection.variable, "the database of migrations")
+        )
     return rows
 
 
@@ -154,7 +163,7 @@ def _default(field: FieldInfo) -> str:
     if value is None or value == ():
         return ""
     if isinstance(value, Path):
-        # Where this checkout lies is nobody else's business; the setting is relative to backend/.
+        # Not the path of this checkout: the setting is relative to backend/.
         return str(value.relative_to(BACKEND))
     return as_text(value)
 
@@ -165,17 +174,15 @@ def _hint(field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    """What may stand there: the words, or the kind and its bounds."""
+    """The values allowed: the words, or the type and its bounds."""
     if isinstance(field.json_schema_extra, dict):
         return str(field.json_schema_extra["values"])
     kinds = [kind for kind in _members(field.annotation) if kind is not NoneType]
     kind = kinds[0]
     if get_origin(kind) is Literal:
         return ", ".join(str(word) for word in get_args(kind))
-    names: Mapping[Any, str] = {bool: "true, false", int: "whole number", float: "number", Path: "path"}
+    names: Mapping[Any, str] = {bool: "true, false", int: "integer", float: "number", Path: "path"}
     name = "address" if kind is SecretStr else names.get(kind, "text")
-    if get_origin(kind) is tuple:
-        name = "networks"
     low = [bound for bound in field.metadata if isinstance(bound, Ge | Gt)]
     high = [bound.le for bound in field.metadata if isinstance(bound, Le)]
     if kind in {int, float} and low and high:

@@ -1,57 +1,66 @@
-"""What is wrong with a setting, in words that never hold its value."""
+"""Messages about invalid settings. They never hold a value."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NoReturn
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
 
 from ..errors import Fault
 
-PROXIES = "a comma-separated list of addresses or networks, such as 10.0.0.0/8,192.168.1.7"
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+LowerCase = BeforeValidator(_lower)
+
+
+def refuse(variable: str, problem: str, remedy: str) -> NoReturn:
+    """Raise the error that carries a fault through Pydantic, whose own errors would hold the value."""
+    raise_faults([Fault(variable, problem, remedy)])
+
+
+def raise_faults(faults: list[Fault]) -> NoReturn:
+    raise PydanticCustomError("faults", "is not usable", {"faults": faults}) from None
 
 
 def explain(detail: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> list[Fault]:
-    """Pydantic's finding as a fault. Nothing of the value is repeated: it may be a secret in the wrong place."""
+    """A Pydantic error as faults. The value is not repeated: it may be a secret in the wrong place."""
     name = str(detail["loc"][0]) if detail["loc"] else "settings"
     kind, context = str(detail["type"]), detail.get("ctx") or {}
-    if kind == "address":
+    if kind == "faults":
         return list(context["faults"])
     field = fields.get(name)
-    remedy = (
-        f"Leave it out for {as_text(field.default) or 'none'}."
-        if field and field.default is not None
-        else "Unset it."
-    )
+    default = as_text(field.default) if field and field.default is not None else ""
+    remedy = f"Unset it for the default, {default}." if default else "Unset it."
     match kind:
         case "literal_error":
-            problem = f"has to be {context['expected'].replace(chr(39), '')}."
+            problem = f"Must be {context['expected'].replace(chr(39), '')}."
         case "int_parsing" | "int_type" | "int_parsing_size" | "int_from_float":
-            problem = "has to be a whole number."
+            problem = "Must be an integer."
         case "float_parsing" | "float_type" | "finite_number":
-            problem = "has to be a number."
+            problem = "Must be a number."
         case "bool_parsing" | "bool_type":
-            problem = "has to be true or false."
+            problem = "Must be true or false."
         case "greater_than_equal":
-            problem = f"has to be at least {context['ge']:g}."
+            problem = f"Must be at least {context['ge']:g}."
         case "greater_than":
-            problem = f"has to be more than {context['gt']:g}."
+            problem = f"Must be greater than {context['gt']:g}."
         case "less_than_equal":
-            problem = f"has to be at most {context['le']:g}."
-        case "proxies":
-            problem, remedy = f"has to be {PROXIES}.", "Leave it out to trust nobody."
-        case "name":
-            problem = "has to be a printable text of 512 characters at most."
+            problem = f"Must be at most {context['le']:g}."
+        case "string_too_long" | "too_long":
+            problem = f"Must be at most {context['max_length']} characters long."
+        case "value_error":
+            problem = str(context["error"])
         case _:
-            problem = "is not a usable value."
+            problem = "Must be a valid value."
     return [Fault(name.upper(), problem, remedy)]
 
 
@@ -62,44 +71,20 @@ _OTHER_NAMES = (
 
 
 def missing_database(names: Iterable[str], env_file: Path) -> Fault:
-    """That there is no DATABASE_URL, with a hint at the one of `names` that was meant to be it."""
+    """The fault of a missing DATABASE_URL, with a hint at a similar name among `names`."""
     remedy = (
-        f"Put DATABASE_URL into the environment or {env_file} (see .env.example), or start a private PostgreSQL by "
+        f"Set DATABASE_URL in the environment or in {env_file} (see .env.example), or start a private PostgreSQL with "
         "`make run`."
     )
     set_names = sorted(name for name in names if name.isascii() and name.isprintable())
     close = get_close_matches("DATABASE_URL", [name.upper() for name in set_names], n=1, cutoff=0.8)
     close = close or [name for name in _OTHER_NAMES if name in set_names]
     hint = f" {close[0]} is set: did you mean DATABASE_URL?" if close else ""
-    return Fault("DATABASE_URL", f"is not set.{hint}", remedy)
-
-
-def _networks(value: object) -> object:
-    members = value.split(",") if isinstance(value, str) else value
-    if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
-        raise PydanticCustomError("proxies", "is not a list of networks")
-    networks = [_network(member.strip()) for member in members if member.strip()]
-    if None in networks:
-        raise PydanticCustomError("proxies", "holds something that is neither an IP address nor a network")
-    return tuple(networks)
-
-
-TrustedProxies = Annotated[
-    tuple[str, ...],
-    NoDecode,
-    BeforeValidator(_networks),
-    Field(description=f"Whose X-Forwarded-* headers are believed: {PROXIES}. Unset: nobody's."),
-]
-
-
-def _network(text: str) -> str | None:
-    try:
-        return str(ip_network(text, strict=False))
-    except ValueError:
-        return None
+    return Fault("DATABASE_URL", f"Is not set.{hint}", remedy)
 
 
 def file_problem(path: Path) -> str | None:
+    """Why a file cannot be read as UTF-8 text; None if it can."""
     try:
         path.read_text(encoding="utf-8")
     except OSError as error:
@@ -110,7 +95,7 @@ def file_problem(path: Path) -> str | None:
 
 
 def as_text(value: object) -> str:
-    """A value as it is written in an environment variable."""
+    """A value as the text of an environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config.identity import weaknesses
+from ..config.auth import weaknesses
 from ..config.logging import get_logger
 from ..errors import Unauthenticated
 from ..models.base import QuickUUID

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from ..config.accounts import MOST_MEMORY_KIB, MOST_PASSES
+from ..config.accounts import MAX_MEMORY_KIB, MAX_TIME_COST
 from ..errors import TooManyRequests
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _read(recipe: str) -> tuple[_Cost, bytes]:
     if found is None:
         raise ValueError("not a recipe for a password")
     cost = _Cost(*map(int, found.groups()[:3]))
-    if cost.memory_kib > MOST_MEMORY_KIB or cost.passes > MOST_PASSES or cost.lanes > _MOST_LANES:
+    if cost.memory_kib > MAX_MEMORY_KIB or cost.passes > MAX_TIME_COST or cost.lanes > _MOST_LANES:
         raise ValueError("a recipe that asks for too much")
     if cost.memory_kib < 8 * cost.lanes:
         raise ValueError("a recipe with less memory than Argon2 takes")

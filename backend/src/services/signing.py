@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..config.identity import NEW_KEY, SEED_BYTES, SEED_PREFIX, seeds
+from ..config.auth import NEW_KEY, SEED_BYTES, SEED_PREFIX, seeds
 from ..config.private_files import make_directory
 from ..errors import ConfigurationError, Fault, GroundworkError
 from .keys import VerificationKey, from_ed25519, thumbprint_of

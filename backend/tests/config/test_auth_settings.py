@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from src.config.identity import Issuer, weakness
+from src.config.auth import Issuer, weakness
 from src.config.settings import as_environment, load_settings
 from src.config.settings_docs import effective
 from src.errors import ConfigurationError
