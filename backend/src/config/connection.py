@@ -33,6 +33,7 @@ class ConnectionSettings:
     neon: bool = False
     server_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     target_session_attrs: str = "any"
+    require_auth: frozenset[str] | None = None
     connect_timeout_seconds: float | None = None
     application_name: str = APPLICATION_NAME
     warnings: tuple[str, ...] = ()
@@ -58,6 +59,18 @@ class ConnectionSettings:
             "gsslib": "gssapi",
         }
 
+    @property
+    def authentication_methods(self) -> frozenset[str] | None:
+        """The methods that the server may ask for, by libpq's names; None for any.
+
+        Without `require_auth`, a server that is not verified may ask for SCRAM, which proves the password without
+        sending it, or for nothing. A Unix socket's directory says who may listen there.
+        """
+        if self.require_auth is not None:
+            return self.require_auth
+        trusted = self.tls.verified or all(host.is_socket for host in self.hosts)
+        return None if trusted else frozenset({"scram-sha-256", "none"})
+
     def ssl_context(self) -> ssl.SSLContext | None:
         """The context for `require` and stronger; None for the modes that need none or may do without.
 
@@ -81,6 +94,8 @@ class ConnectionSettings:
             "sslrootcert": self.tls.root_certificate,
             "sslcert": self.tls.certificate,
         }
+        if self.require_auth is not None:
+            shown["require_auth"] = ",".join(sorted(self.require_auth))
         if self.target_session_attrs != "any":
             shown["target_session_attrs"] = self.target_session_attrs
         sockets = any(host.is_socket for host in self.hosts)

@@ -152,6 +152,7 @@ class DatabaseSettings(BaseModel):
 
 
 _SESSION_ATTRIBUTES = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
+_AUTHENTICATION_METHODS = frozenset({"password", "md5", "gss", "sspi", "scram-sha-256", "none"})
 # What PgBouncer accepts while a connection starts; anything else it refuses with 08P01.
 _POOLER_SETTINGS = {
     "application_name",
@@ -190,6 +191,7 @@ _READ = {
     "client_encoding",
     "target_session_attrs",
     "load_balance_hosts",
+    "require_auth",
     "pgbouncer",
     "user",
     "password",
@@ -214,7 +216,6 @@ _ADVICE = {
     "servicefile": "Groundwork reads no service file: give the whole address.",
     "hostaddr": "Give one host; its name is looked up and its certificate checked against it.",
     "sslcrl": "Certificate revocation lists are not supported; leave it out.",
-    "require_auth": "asyncpg cannot promise it; a verified certificate stands in for it. Leave it out.",
     "timezone": "Leave it out: every session runs in UTC.",
 }
 
@@ -255,6 +256,7 @@ class _Translation:
         server_settings = self._server_settings(chosen, neon)
         attributes = self._one_of("target_session_attrs", _SESSION_ATTRIBUTES, "any")
         self._one_of("load_balance_hosts", ("disable",), "disable")
+        require_auth = self._require_auth()
         connect_timeout = self._connect_timeout()
         if pasted.problems:
             return None
@@ -268,6 +270,7 @@ class _Translation:
             neon=neon,
             server_settings=MappingProxyType(server_settings),
             target_session_attrs=attributes,
+            require_auth=require_auth,
             connect_timeout_seconds=connect_timeout,
             application_name=server_settings["application_name"],
             warnings=tuple(self.warnings),
@@ -366,12 +369,12 @@ class _Translation:
     def _warn_of_weak(self, mode: TlsMode, *, local: bool) -> None:
         if mode == "require":
             self.warnings.append(
-                "sslmode=require encrypts, but does not verify who the server is: whoever can redirect the connection "
-                "gets the password. Use sslmode=verify-full."
+                "sslmode=require encrypts, but does not verify who the server is: a machine in between can read and "
+                "change everything. Use sslmode=verify-full."
             )
         elif mode in {"allow", "prefer"} and not local:
             self.warnings.append(
-                f"sslmode={mode} sends the password without encryption when the network says so. "
+                f"sslmode={mode} sends everything without encryption when the network says so. "
                 "Use sslmode=verify-full."
             )
         elif mode == "disable" and not local:
@@ -447,6 +450,20 @@ class _Translation:
                 return {}
             given[key] = value
         return given
+
+    def _require_auth(self) -> frozenset[str] | None:
+        """The methods allowed: those listed, or all but those listed with an exclamation mark, as in libpq."""
+        words = [word.strip() for word in self._get("require_auth").split(",") if word.strip()]
+        names = frozenset(word.removeprefix("!") for word in words)
+        negated = {word.startswith("!") for word in words}
+        if not words:
+            return None
+        if not names <= _AUTHENTICATION_METHODS or len(negated) > 1:
+            self.pasted.fault(
+                "require_auth has a value that is not known.",
+                f"Use one or more of {', '.join(sorted(_AUTHENTICATION_METHODS))}, or all of them with !.",
+            )
+        return _AUTHENTICATION_METHODS - names if True in negated else names
 
     def _connect_timeout(self) -> float | None:
         value = self._get("connect_timeout")

@@ -30,6 +30,7 @@ from ..errors import (
     RequestError,
     Unavailable,
 )
+from .server_authentication import AuthenticationMethodRefused
 
 
 class Repeat(Enum):
@@ -114,6 +115,10 @@ _BY_SQLSTATE: dict[str, Diagnosis] = {
 # The certificate, the password or the name is wrong: what to do about each.
 _REMEDIES = {
     "authentication-failed": "Check the user name and the password in DATABASE_URL.",
+    "authentication-method-refused": (
+        "Let the server use scram-sha-256 (password_encryption, pg_hba.conf), verify it by sslmode=verify-full, or "
+        "allow its method by name: require_auth=md5 or require_auth=password in DATABASE_URL."
+    ),
     "unknown-database": "Check the database's name at the end of DATABASE_URL, or create that database.",
     "certificate-rejected": "Name its CA by sslrootcert=, and use the host name that the certificate carries.",
     "tls-refused": "The server offers no TLS. Reach it another way, or ask for sslmode=disable by name.",
@@ -123,6 +128,9 @@ _REMEDIES = {
 }
 _DETAILS = {
     "authentication-failed": "The database refused the credentials.",
+    "authentication-method-refused": (
+        "The database server is not verified and asked for another authentication than SCRAM, so no password was sent."
+    ),
     "unknown-database": "The database server knows no database of that name.",
     "certificate-rejected": "The database server's certificate was not accepted, so no password was sent.",
     "tls-refused": "The database server refused to speak TLS, so no password was sent.",
@@ -169,6 +177,8 @@ def diagnose(error: BaseException) -> Diagnosis:
         return Diagnosis("wrong-kind-of-server", Unavailable, Repeat.ALWAYS, lost=True)
     if isinstance(error, asyncpg.exceptions.OutdatedSchemaCacheError):
         return Diagnosis("schema-cache-outdated", Unavailable, Repeat.IF_REPEATABLE, lost=True)
+    if isinstance(error, AuthenticationMethodRefused):
+        return Diagnosis("authentication-method-refused", Unavailable, lost=True, fatal=True)
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return replace(_LOST, reason="connection-broken")
     if isinstance(error, ssl.SSLCertVerificationError):

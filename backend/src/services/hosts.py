@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from ..errors import ConfigurationError
+from . import server_authentication
 
 if TYPE_CHECKING:
     from ..config.database import ConnectionSettings
@@ -51,7 +52,9 @@ async def connect(
 
 
 async def _connect(settings: ConnectionSettings, timeout_seconds: float, more: dict[str, Any]) -> Connection:
-    connection: Connection = await asyncpg.connect(
-        **settings.asyncpg_arguments() | more, timeout=timeout_seconds
-    )
+    arguments = {**settings.asyncpg_arguments(), **more, "timeout": timeout_seconds}
+    methods = settings.authentication_methods
+    if methods is not None:
+        return await server_authentication.connect(methods, **arguments)
+    connection: Connection = await asyncpg.connect(**arguments)
     return connection

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,9 +28,10 @@ from clusters import Authority, Proxy, Thief, resolving
 from conftest import FAST, open_directory
 from src.config.database import parse
 from src.embedded.server import EmbeddedPostgres
-from src.errors import GroundworkError
-from src.services import schema
-from ways import HASTY, WAYS, by_pool
+from src.errors import DatabaseRefused, GroundworkError
+from src.services import hosts, schema, server_authentication
+from src.services.server_authentication import AuthenticationMethodRefused
+from ways import HASTY, WAYS, Way, by_pool
 
 ODD = "p%@:/ é"
 
@@ -324,7 +329,7 @@ async def test_a_password_of_the_surroundings_is_sent_to_nobody(
     with Thief() as thief:
         for way in WAYS:
             with pytest.raises(GroundworkError):
-                await way(parse(f"postgresql://u@127.0.0.1:{thief.port}/db"), HASTY)
+                await way(parse(f"postgresql://u@127.0.0.1:{thief.port}/db?require_auth=password"), HASTY)
     assert thief.passwords
     assert set(thief.passwords) == {""}
     assert b"hostile" not in thief.heard
@@ -437,17 +442,115 @@ async def test_an_impostor_hears_nothing(
 
 
 @pytest.mark.parametrize(("mode", "tls"), [("prefer", False), ("disable", False), ("require", True)])
-async def test_what_is_weaker_has_to_be_named_and_does_hand_the_password_over(
-    mode: str, tls: bool, tmp_path: Path
+@pytest.mark.parametrize("way", WAYS)
+async def test_weak_sslmode_and_cleartext_request_sends_no_password(
+    mode: str, tls: bool, way: Way, tmp_path: Path
 ) -> None:
-    """The warning is true; and the impostor of the test above does hear what is said to it."""
     context = Authority(tmp_path).server_context("db.internal") if tls else None
     with Thief(context) as thief, resolving(ELSEWHERE):
         settings = parse(f"postgresql://u:canary@db.internal:{thief.port}/db?sslmode={mode}")
+        with pytest.raises(DatabaseRefused, match=r"no password was sent.*require_auth="):
+            await way(settings, HASTY)
+    assert settings.warnings
+    assert thief.heard
+    assert thief.passwords == []
+    assert b"canary" not in thief.heard
+
+
+@pytest.mark.parametrize("methods", ["password", "md5,password", "!scram-sha-256"])
+async def test_require_auth_password_hands_the_password_over(methods: str) -> None:
+    """The method has to be allowed by name; and the server of the test above does record what it receives."""
+    with Thief() as thief:
+        settings = parse(f"postgresql://u:canary@127.0.0.1:{thief.port}/db?require_auth={methods}")
         with pytest.raises(GroundworkError):
             await by_pool(settings, HASTY)
-    assert settings.warnings
     assert "canary" in thief.passwords
+
+
+class FakeServer:
+    """Accepts every start-up packet and answers it with the given authentication messages, a byte at a time."""
+
+    def __init__(self, *messages: bytes) -> None:
+        self.messages = messages
+        self.received = b""
+        self.finished = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            (length,) = struct.unpack("!i", await reader.readexactly(4))
+            await reader.readexactly(length - 4)
+            for message in self.messages:
+                for byte in message:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(0.001)
+                if message != _ACCEPTED:
+                    (length,) = struct.unpack("!xi", await reader.readexactly(5))
+                    self.received += await reader.readexactly(length - 4)
+            self.received += await reader.read(1024)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self.finished.set()
+
+
+def authentication(code: int, rest: bytes = b"") -> bytes:
+    return b"R" + struct.pack("!ii", 8 + len(rest), code) + rest
+
+
+_ACCEPTED = authentication(0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "parameters", "asked"),
+    [
+        ([authentication(3)], "", "password"),
+        ([authentication(5, b"salt")], "", "md5"),
+        ([authentication(7)], "", "gss"),
+        ([authentication(99)], "", "method 99"),
+        ([authentication(10, b"SCRAM-SHA-256\0\0"), _ACCEPTED], "", "without a proof"),
+        ([_ACCEPTED], "?require_auth=scram-sha-256", "none"),
+        ([authentication(10, b"SCRAM-SHA-256\0\0")], "?require_auth=!scram-sha-256", "scram-sha-256"),
+    ],
+)
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_server_asks_for_a_method_that_is_not_allowed_is_refused(
+    messages: list[bytes],
+    parameters: str,
+    asked: str,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def connect() -> bytes:
+        fake = FakeServer(*messages)
+        server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(AuthenticationMethodRefused, match=asked):
+            await hosts.connect(parse(f"postgresql://u:canary@127.0.0.1:{port}/db{parameters}"), 5)
+        server.close()
+        await fake.finished.wait()
+        return fake.received
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert b"canary" not in runner.run(connect())
+
+
+async def test_connection_by_scram_keeps_nothing_of_the_check(doors: Doors) -> None:
+    settings = parse(doors.fill("postgresql://<AUTH>@127.0.0.1:<PLAIN_PORT>/groundwork"))
+    connection, _ = await hosts.connect(replace(settings, require_auth=frozenset({"scram-sha-256"})), 5)
+    try:
+        assert await connection.fetchval("SELECT repeat('x', 200000)") == "x" * 200_000
+        assert "data_received" not in vars(connection._protocol)
+    finally:
+        await connection.close()
+
+
+async def test_driver_that_makes_its_protocol_in_another_way_is_refused(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade of asyncpg that goes round the check is noticed at the first connection."""
+    monkeypatch.setattr(server_authentication, "_checking_protocol", lambda: asyncpg.protocol)
+    with pytest.raises(AuthenticationMethodRefused, match="did not check"):
+        await hosts.connect(parse(doors.fill("postgresql://<AUTH>@127.0.0.1:<PLAIN_PORT>/groundwork")), 5)
 
 
 async def test_a_renewed_authority_counts_from_the_next_connection_on(doors: Doors, tmp_path: Path) -> None:
