@@ -20,7 +20,7 @@ if __name__ == "__main__":
         os.environ["GROUNDWORK_REEXECUTED"] = "1"  # A damaged .venv must not make us go round in circles.
         os.execv(PYTHON, [PYTHON, os.path.abspath(__file__)] + sys.argv[1:])  # noqa: RUF005, S606
     if sys.version_info < (3, 11) or any(
-        find_spec(name) is None for name in ("typer", "asyncpg", "sqlmodel")
+        find_spec(name) is None for name in ("click", "asyncpg", "sqlmodel")
     ):
         root = os.path.dirname(BACKEND)
         sys.stderr.write("Groundwork is not installed here. Install it first:\n")

@@ -645,12 +645,12 @@ def requirements_are_pinned(text: str) -> Iterator[str]:
 
 
 def pins_agree(texts: Iterable[str]) -> Iterator[str]:
-    """A package has the same versions, for the same machines, in all files: they are installed together."""
+    """A package has the same versions in all files, which are installed together; its markers may differ."""
     seen: dict[str, set[str]] = {}
     for text in texts:
         here: dict[str, set[str]] = {}
         for name, pin in re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[\w,-]+\])?==([^\\\n]+)", text, re.MULTILINE):
-            here.setdefault(name.lower().replace("_", "-"), set()).add(pin.strip())
+            here.setdefault(name.lower().replace("_", "-"), set()).add(pin.partition(";")[0].strip())
         for name, pins in here.items():
             if seen.setdefault(name, pins) != pins:
                 yield f"{name}: {' and '.join(sorted(seen[name] ^ pins))}"

@@ -1,8 +1,8 @@
 """The command line: `python -m src COMMAND`.
 
-What is for people goes to standard error, data to standard output. Exit codes: 0 success, 1 a check or an
-operation failed, 2 usage, 3 configuration or credentials, 130 interrupted. Each command imports what it needs when
-it runs, so that `--help` is quick.
+Messages go to standard error, data to standard output. Exit codes: 0 success, 1 a check or an operation failed,
+2 usage, 3 configuration or credentials, 130 interrupted. Each command imports what it needs when it runs, so that
+`--help` is quick.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from ..config.version import VERSION
 from ..errors import ConfigurationError, Conflict, GroundworkError, Invalid, NotFound, OutcomeUnknown
@@ -24,52 +23,48 @@ from .tasks import task
 from .users import user
 
 if TYPE_CHECKING:
+    from ..config.settings import Settings
     from ..verify.runner import Line, Report
 
 PROGRAM = "python -m src"
 INTERRUPTED = 130
 
-app = typer.Typer(help="Groundwork: the backend and data layer of a multi-user task service.", **output.PLAIN)
-app.add_typer(migrate, name="migrate")
-app.add_typer(keys, name="keys")
-app.add_typer(user, name="user")
-app.add_typer(task, name="task")
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, message="%(version)s")
+def app() -> None:
+    """Groundwork: the backend and data layer of a multi-user task service."""
 
 
-class ConfigFormat(StrEnum):
-    TABLE = "table"
-    ENV = "env"
-    MARKDOWN = "markdown"
-    JSON = "json"
+for group in (migrate, keys, user, task):
+    app.add_command(group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives its exit code and never lets a traceback out."""
+    """Run one command and return its exit code; no exception leaves this function."""
     try:
-        result = app(
-            args=list(sys.argv[1:] if arguments is None else arguments),
+        result = app.main(
+            list(sys.argv[1:] if arguments is None else arguments),
             prog_name=PROGRAM,
             standalone_mode=False,
+            color=output.colour_default(),
         )
-    except typer.TyperException as error:
-        return _explain_usage(error)
+    except click.ClickException as error:
+        return _report_usage(error)
     except GroundworkError as error:
-        return _explain(error)
-    except (typer.Abort, KeyboardInterrupt):
+        return _report(error)
+    except (click.Abort, KeyboardInterrupt):
         output.say("Interrupted.")
         return INTERRUPTED
     except Exception as error:
-        return _explain_defect(error)
-    code = result if isinstance(result, int) else 0
-    if code == INTERRUPTED:
-        output.say("Interrupted.")
-    return code
+        return _report_unexpected(error)
+    return result if isinstance(result, int) else 0
 
 
-def _explain_usage(error: typer.TyperException) -> int:
+def _report_usage(error: click.ClickException) -> int:
     message = error.format_message()
     if "://" in message:
-        # Somebody typed an address where none is taken, and it may hold a password.
+        # An address was passed where none is expected, and it may hold a password.
         message = "An address was given where none is expected. Addresses go into DATABASE_URL."
     context = getattr(error, "ctx", None)
     if message.startswith("Usage:") or context is None:
@@ -79,7 +74,7 @@ def _explain_usage(error: typer.TyperException) -> int:
     return error.exit_code
 
 
-def _explain(error: GroundworkError) -> int:
+def _report(error: GroundworkError) -> int:
     if isinstance(error, Invalid):
         output.say("\n".join([*(fault.detail for fault in error.faults), str(error)]))
         return output.UsageError.exit_code
@@ -96,74 +91,66 @@ def _explain(error: GroundworkError) -> int:
     return finding.exit_code
 
 
-def _explain_defect(error: Exception) -> int:
-    """A defect of ours: where it happened, without any value, because a value may be a secret."""
+def _report_unexpected(error: Exception) -> int:
+    """Print where it was raised, without any value, because a value may be a secret."""
     import traceback
 
     frames = traceback.extract_tb(error.__traceback__)
-    output.say(f"Groundwork met a defect of its own ({type(error).__name__}). Please report these places:")
+    output.say(f"Unexpected error ({type(error).__name__}). Please report these places:")
     for frame in frames[-6:]:
         output.say(f"  {frame.filename}:{frame.lineno} in {frame.name}")
     return 1
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        output.emit(VERSION)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 # -- serve and verify ----------------------------------------------------------------------------------------
 
 
 @app.command()
-def serve(
-    embedded: Annotated[bool, typer.Option("--embedded", help="Start a private PostgreSQL for it.")] = False,
-    reload: Annotated[bool, typer.Option("--reload", help="Start anew when the code changes.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: WORKERS).")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (default: HOST).")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on (default: PORT).")
-    ] = None,
-) -> int:
-    """Serve HTTP until told to stop."""
-    from ..config.settings import load_settings, require_database
-    from ..errors import Fault
+@click.option(
+    "--embedded",
+    is_flag=False,
+    flag_value="always",
+    type=click.Choice(["always", "auto"]),
+    help="Start a private PostgreSQL for it; `auto` does so only where no database is configured.",
+)
+@click.option("--reload", is_flag=True, help="Restart when the code changes.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes (default: WORKERS).")
+@click.option("--host", help="Address to listen on (default: HOST).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default: PORT).")
+def serve(embedded: str | None, reload: bool, workers: int | None, host: str | None, port: int | None) -> int:
+    """Serve HTTP until stopped by a signal."""
+    from ..config.settings import load_settings
 
     settings = load_settings(host=host, port=port, workers=workers)
-    if not embedded:
-        require_database(settings)
-    elif settings.database_url is not None:
-        raise ConfigurationError(
-            [
-                Fault(
-                    "DATABASE_URL",
-                    "is set, while --embedded asks for a private PostgreSQL.",
-                    "Leave --embedded out, or unset DATABASE_URL.",
-                )
-            ]
-        )
+    start_embedded = _start_embedded(settings, embedded)
     from ..server import supervisor
 
-    return supervisor.run(settings, embedded=embedded, reload=reload, workers=settings.workers)
+    return supervisor.run(settings, embedded=start_embedded, reload=reload, workers=settings.workers)
+
+
+def _start_embedded(settings: Settings, choice: str | None) -> bool:
+    """Whether a private PostgreSQL is started; ConfigurationError where the choice and DATABASE_URL conflict."""
+    from ..config.settings import require_database
+    from ..embedded import database_target
+    from ..errors import Fault
+
+    if choice == "always" and settings.database_url is not None:
+        problem = "is set, while --embedded asks for a private PostgreSQL."
+        raise ConfigurationError(
+            [Fault("DATABASE_URL", problem, "Leave --embedded out, or unset DATABASE_URL.")]
+        )
+    if choice == "always" or (choice == "auto" and database_target.is_unconfigured(settings)):
+        return True
+    require_database(settings)
+    return False
 
 
 @app.command()
-def verify(
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
-) -> int:
-    """Check everything the service stands on.
+@click.option("--json", is_flag=True, help="Print one JSON document on standard output.")
+def verify(json: bool) -> int:
+    """Check configuration, database, schema and service.
 
-    Nothing of a given database is changed. Without one, the embedded database is checked, and started if need be.
+    A configured database is not changed. Without one the embedded database is checked, and started if necessary.
     """
     from contextlib import ExitStack
 
@@ -206,27 +193,33 @@ def _say_summary(report: Report) -> None:
 
 
 @app.command()
-def config(
-    format: Annotated[ConfigFormat, typer.Option(help="How to print it.")] = ConfigFormat.TABLE,  # noqa: A002
-) -> None:
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "env", "markdown", "json"]),
+    default="table",
+    show_default=True,
+    help="Output format.",
+)
+def config(layout: str) -> None:
     """Print the effective settings, secrets masked.
 
-    `env` and `markdown` print the files made from the settings instead: .env.example and docs/settings.md.
+    `env` and `markdown` print the files generated from the settings: .env.example and docs/settings.md.
     """
     from dataclasses import asdict
 
     from ..config import settings_docs
     from ..config.settings import load_settings
 
-    if format is ConfigFormat.ENV:
+    if layout == "env":
         output.emit(settings_docs.env_example().rstrip("\n"))
         return
-    if format is ConfigFormat.MARKDOWN:
+    if layout == "markdown":
         output.emit(settings_docs.settings_markdown().rstrip("\n"))
         return
     settings = load_settings()
     effective, understood = settings_docs.effective(settings), settings_docs.understood(settings)
-    if format is ConfigFormat.JSON:
+    if layout == "json":
         document = {"settings": effective, "understood": understood}
         output.emit_json({name: [asdict(row) for row in found] for name, found in document.items()}, indent=2)
         return
@@ -239,7 +232,7 @@ def config(
 
 @app.command()
 def openapi() -> None:
-    """Print the API's description. Needs no database and reads no settings."""
+    """Print the OpenAPI description. Needs no database and reads no settings."""
     from ..config.settings import Settings
     from ..main import create_app
 
@@ -248,12 +241,10 @@ def openapi() -> None:
 
 @app.command()
 def sweep() -> None:
-    """Delete the expired idempotency keys and sessions of every user, and print how many they were.
+    """Delete the expired idempotency keys and sessions of every user, and print their number.
 
-    Keyed writes and log-ins take their own user's along; run this once a day for users who do neither any more.
+    Keyed writes and log-ins delete those of their own user; run this once a day for users who do neither any more.
     """
-    import asyncio
-
     from ..config.settings import migration_connection
     from ..embedded import database_target
     from ..services import accounts, idempotency
@@ -268,11 +259,19 @@ def sweep() -> None:
     output.emit(str(asyncio.run(work())))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def psql(context: typer.Context) -> None:
+# psql has a -h of its own: its server's host.
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": ["--help"],
+    }
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def psql(arguments: tuple[str, ...]) -> None:
     """Open psql on the database, as the role that migrates it.
 
-    Arguments go on to psql. The password passes by the environment.
+    ARGUMENTS are passed to psql. The password is passed in the environment.
     """
     import os
     import shutil
@@ -286,4 +285,4 @@ def psql(context: typer.Context) -> None:
     if program is None:
         raise output.UsageError("psql is not installed: apt-get install postgresql-client")
     environment = {**os.environ, **database_target.libpq_environment(connection)}
-    os.execve(program, ["psql", *context.args], environment)  # noqa: S606
+    os.execve(program, ["psql", *arguments], environment)  # noqa: S606

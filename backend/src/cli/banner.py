@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ..config.logging import get_logger
 from ..config.settings import Settings, require_database
 from . import output
@@ -36,7 +38,7 @@ def show(settings: Settings, addresses: list[tuple[Any, ...]], postgres: Embedde
     if settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty()):
         facts["try"] = f"curl {url}/health"
         width = max(map(len, facts)) + 2
-        lines = [f"  {output.paint(name.ljust(width), 'bold')}{value}" for name, value in facts.items()]
+        lines = [f"  {click.style(name.ljust(width), bold=True)}{value}" for name, value in facts.items()]
         output.say("\n".join(["", *lines, "", "  Ctrl-C stops it.", ""]))
     else:
         log.info("serving", **facts, workers=settings.workers)

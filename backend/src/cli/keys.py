@@ -1,26 +1,23 @@
-"""`python -m src keys ...`: the keys that sign our own tokens."""
+"""`python -m src keys ...`: the keys that sign the service's own tokens."""
 
 from __future__ import annotations
 
-import typer
+import click
 
 from . import output
 
-keys = typer.Typer(help="Make keys for SIGNING_KEYS.", **output.PLAIN)
 
-
-@keys.callback()
-def _group() -> None:
-    # With one command only, typer would leave out its name.
-    pass
+@click.group()
+def keys() -> None:
+    """Generate keys for SIGNING_KEYS."""
 
 
 @keys.command("new")
 def keys_new() -> None:
     """Print a new key for SIGNING_KEYS.
 
-    To rotate: put the new one behind the old with a comma, restart every worker, swap the two, restart again, and
-    leave the old one out once its last tokens have ended.
+    To rotate: append the new key to the old one with a comma, restart every worker, swap the two, restart again,
+    and remove the old key once its last tokens have expired.
     """
     from ..services.signing import new_key
 

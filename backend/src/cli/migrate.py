@@ -1,11 +1,11 @@
-"""`python -m src migrate ...`: bring the schema up, take it down, compare it with the code."""
+"""`python -m src migrate ...`: upgrade the schema, downgrade it, compare it with the code."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from . import output
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from ..config.database import ConnectionSettings
     from ..services.schema import SchemaChange
 
-migrate = typer.Typer(help="Bring the schema up, take it down, or compare it with the code.", **output.PLAIN)
+
+@click.group()
+def migrate() -> None:
+    """Upgrade the schema, downgrade it, or compare it with the code."""
 
 
 @migrate.command("up")
 def migrate_up() -> None:
-    """Bring the schema to the newest revision, and print it."""
+    """Upgrade the schema to the newest revision, and print it."""
     from ..services import schema
 
     def waiting() -> None:
@@ -28,13 +31,12 @@ def migrate_up() -> None:
 
 
 @migrate.command("down")
-def migrate_down(
-    revision: Annotated[str, typer.Argument(help="The revision to go back to; `base` removes the tables.")],
-    yes: output.Yes = False,
-) -> None:
-    """Take the schema back, and print the revision reached.
+@click.argument("revision")
+@output.yes_option
+def migrate_down(revision: str, yes: bool) -> None:
+    """Downgrade the schema to REVISION, and print it.
 
-    What a migration made goes with its rows.
+    Tables and columns that later revisions added are dropped with their rows. `base` drops all tables.
     """
     from ..services import schema
 

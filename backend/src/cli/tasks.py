@@ -1,4 +1,4 @@
-"""`python -m src task ...`: a user's tasks, without the HTTP in between; and what all commands about rows share."""
+"""`python -m src task ...`: a user's tasks, read and written without HTTP; helpers of all commands about rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from uuid import UUID
 
-import typer
+import click
 
 from . import output
 
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-task = typer.Typer(help="Add, list, finish, delete, import and export a user's tasks.", **output.PLAIN)
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="Maximum number of rows."
+)
 
-Email = Annotated[str, typer.Argument(metavar="EMAIL", help="The user's e-mail address.")]
-TaskId = Annotated[UUID, typer.Argument(metavar="TASK_ID", help="The task's id, as `task list` shows it.")]
-Limit = Annotated[int, typer.Option(min=1, max=200, help="How many rows at most.")]
+
+@click.group()
+def task() -> None:
+    """Add, list, complete, delete, import and export a user's tasks."""
 
 
 @task.command("add")
-def task_add(
-    email: Email,
-    title: Annotated[str, typer.Argument(metavar="TITLE", help="What is to be done.")],
-    description: Annotated[str | None, typer.Option(help="More about it.")] = None,
-) -> None:
+@click.argument("email")
+@click.argument("title")
+@click.option("--description", help="The task's description.")
+def task_add(email: str, title: str, description: str | None) -> None:
     """Add a task to a user; prints the row as JSON."""
     from ..models import TaskCreate
     from ..services import tasks
@@ -50,11 +52,10 @@ def task_add(
 
 
 @task.command("list")
-def task_list(
-    email: Email,
-    completed: Annotated[bool | None, typer.Option("--done/--open", help="Only these.")] = None,
-    limit: Limit = 50,
-) -> None:
+@click.argument("email")
+@click.option("--done/--open", "completed", default=None, help="List only completed or only open tasks.")
+@limit_option
+def task_list(email: str, completed: bool | None, limit: int) -> None:
     """List a user's tasks, the newest first.
 
     A table on a terminal, else one JSON object a line.
@@ -70,7 +71,9 @@ def task_list(
 
 
 @task.command("done")
-def task_done(email: Email, task_id: TaskId) -> None:
+@click.argument("email")
+@click.argument("task_id", type=click.UUID)
+def task_done(email: str, task_id: UUID) -> None:
     """Mark a task as completed; prints the row as JSON."""
     from ..models import TaskUpdate
     from ..services import tasks
@@ -85,7 +88,9 @@ def task_done(email: Email, task_id: TaskId) -> None:
 
 
 @task.command("delete")
-def task_delete(email: Email, task_id: TaskId) -> None:
+@click.argument("email")
+@click.argument("task_id", type=click.UUID)
+def task_delete(email: str, task_id: UUID) -> None:
     """Delete a task."""
     from ..services import tasks
 
@@ -99,37 +104,36 @@ def task_delete(email: Email, task_id: TaskId) -> None:
 
 
 @task.command("import")
-def task_import(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="NDJSON, one task a line; - for standard input.")
-    ],
-    email: Email,
-) -> None:
-    """Add a task for each line of a file to a user: all of them, or none.
+@click.argument("file")
+@click.argument("email")
+def task_import(file: str, email: str) -> None:
+    """Add a task to a user for each line of FILE: all of them, or none.
 
-    A line needs a title only; a line of an export is one. What is wrong is named by its line.
+    FILE is NDJSON, as `task export` prints it; - is standard input. A line requires a title only. Errors name the
+    line.
     """
     from ..services import task_transfer, tasks
 
     address = address_of(email)
     with _opened(file) as lines:
-        progress = output.Progress("Importing", sum(1 for line in lines if line.strip()))
+        total = sum(1 for line in lines if line.strip())
         lines.seek(0)
 
         async def work(database: Database) -> int:
             author = tasks.Known(await owner_of(database, address))
-            loaded = await task_transfer.load(database, author, lines, on_progress=progress.to)
+            with output.progress("Importing", total) as bar:
+                loaded = await task_transfer.load(
+                    database, author, lines, on_progress=lambda count: bar.update(count - bar.pos)
+                )
             return loaded.count
 
-        try:
-            count = with_database(work)
-        finally:
-            progress.end()
+        count = with_database(work)
     output.say(f"Added {count} tasks to {address}.")
 
 
 @task.command("export")
-def task_export(email: Email) -> None:
+@click.argument("email")
+def task_export(email: str) -> None:
     """Print all of a user's tasks as NDJSON, one a line, the oldest first."""
     from ..services import task_transfer, tasks
 
@@ -138,24 +142,19 @@ def task_export(email: Email) -> None:
     async def work(database: Database) -> None:
         owner = await owner_of(database, address)
         counted = await tasks.page(database, owner, tasks.PageQuery(limit=1, count="exact"))
-        progress = output.Progress("Exporting", counted.count or 0)
-        count, begun = 0, b""
-        try:
+        begun = b""
+        with output.progress("Exporting", counted.count or 0) as bar:
             async for piece in task_transfer.export(database, owner):
-                whole, end, rest = (begun + bytes(piece)).rpartition(b"\n")
-                begun = rest
+                whole, end, begun = (begun + bytes(piece)).rpartition(b"\n")
                 output.emit_bytes(whole + end)
-                count += whole.count(b"\n") + len(end)
-                progress.to(count)
-        finally:
-            progress.end()
+                bar.update(whole.count(b"\n") + len(end))
 
     with_database(work)
 
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    """The file, or all of standard input, from which nobody can read twice."""
+    """The file, or a copy of standard input, which cannot be read twice."""
     try:
         with tempfile.TemporaryFile() if file == "-" else Path(file).open("rb") as opened:
             if file == "-":
@@ -177,7 +176,7 @@ def with_database(work: Callable[[Database], Awaitable[T]]) -> T:
 
     async def run() -> T:
         small = settings.model_copy(update={"database_pool_size": 1})
-        # Operators look across users, which only the owner of the tables may.
+        # Commands read across users, which only the owner of the tables may.
         connection = migration_connection(small)
         async with database_target.connected(
             connection, timeout_seconds=small.database_connect_timeout_seconds
@@ -203,15 +202,15 @@ def address_of(email: str) -> str:
 
 
 def shaped(shape: type[S], **values: Any) -> S:
-    """The values as a shape; what is wrong with them is told without quoting them."""
+    """An instance of the schema; UsageError names what is invalid without quoting the value."""
     from pydantic import ValidationError
 
     try:
         return shape(**values)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        said = "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in details)
-    raise output.UsageError(f"{said}.")
+        message = "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in details)
+    raise output.UsageError(f"{message}.")
 
 
 def emit_row(row: str) -> None:
@@ -219,7 +218,7 @@ def emit_row(row: str) -> None:
 
 
 def emit_rows(page: str, columns: Sequence[str], limit: int) -> None:
-    found = json.loads(page)
-    output.rows(found, columns)
-    if len(found) == limit:
+    rows = json.loads(page)
+    output.emit_rows(rows, columns)
+    if len(rows) == limit:
         output.say(f"These are the first {limit}; --limit shows more.")

@@ -1,36 +1,36 @@
-"""`python -m src user ...`: users, their passwords, and tokens that speak for them."""
+"""`python -m src user ...`: users, their passwords, and access tokens for them."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import typer
+import click
 
 from ..errors import Conflict, NotFound
 from . import output
-from .tasks import Email, Limit, address_of, emit_row, emit_rows, owner_of, shaped, with_database
+from .tasks import address_of, emit_row, emit_rows, limit_option, owner_of, shaped, with_database
 
 if TYPE_CHECKING:
     from ..services.accounts import Standing
     from ..services.database import Database
     from ..services.passwords import Passwords
 
-LONGEST_MINUTES = 30 * 24 * 60
+MAX_TOKEN_MINUTES = 30 * 24 * 60
 
-user = typer.Typer(help="Make, list, disable and delete users, and speak for them.", **output.PLAIN)
+
+@click.group()
+def user() -> None:
+    """Create, list, disable and delete users, and print access tokens for them."""
 
 
 @user.command("create")
-def user_create(
-    email: Email,
-    password: Annotated[
-        bool, typer.Option("--password", help="Give them a password, which is asked for.")
-    ] = False,
-) -> None:
-    """Make a user; prints the row as JSON. Without a password they cannot log in."""
+@click.argument("email")
+@click.option("--password", is_flag=True, help="Prompt for a password.")
+def user_create(email: str, password: bool) -> None:
+    """Create a user; prints the row as JSON. Without a password the user cannot log in."""
     from ..models import UserCreate
     from ..services import accounts, users
 
@@ -52,10 +52,11 @@ def user_create(
 
 
 @user.command("set-password")
-def user_set_password(email: Email) -> None:
-    """Give a user a new password, and end their sessions.
+@click.argument("email")
+def user_set_password(email: str) -> None:
+    """Set a user's password, and end their sessions.
 
-    It is asked for on a terminal, and read from the first line of standard input elsewhere.
+    It is prompted for on a terminal, and read from the first line of standard input elsewhere.
     """
     from ..services import accounts
 
@@ -71,8 +72,9 @@ def user_set_password(email: Email) -> None:
 
 
 @user.command("disable")
-def user_disable(email: Email) -> None:
-    """End a user's sessions, and refuse every log-in and write until `enable`. Their rows stay."""
+@click.argument("email")
+def user_disable(email: str) -> None:
+    """End a user's sessions, and refuse log-ins and writes until `enable`. Their rows are kept."""
     from ..services import accounts
 
     address = address_of(email)
@@ -85,8 +87,9 @@ def user_disable(email: Email) -> None:
 
 
 @user.command("enable")
-def user_enable(email: Email) -> None:
-    """Let a disabled user log in and write again."""
+@click.argument("email")
+def user_enable(email: str) -> None:
+    """Allow a disabled user to log in and write again."""
     from ..services import accounts
 
     address = address_of(email)
@@ -99,7 +102,8 @@ def user_enable(email: Email) -> None:
 
 
 @user.command("list")
-def user_list(limit: Limit = 50) -> None:
+@limit_option
+def user_list(limit: int) -> None:
     """List users.
 
     A table on a terminal, else one JSON object a line.
@@ -114,7 +118,9 @@ def user_list(limit: Limit = 50) -> None:
 
 
 @user.command("delete")
-def user_delete(email: Email, yes: output.Yes = False) -> None:
+@click.argument("email")
+@output.yes_option
+def user_delete(email: str, yes: bool) -> None:
     """Delete a user with all tasks."""
     from ..services import users
 
@@ -129,16 +135,19 @@ def user_delete(email: Email, yes: output.Yes = False) -> None:
 
 
 @user.command("token")
-def user_token(
-    email: Email,
-    create: Annotated[bool, typer.Option("--create", help="Make the user first if there is none.")] = False,
-    minutes: Annotated[
-        int, typer.Option(min=1, max=LONGEST_MINUTES, help="For how long it is accepted.")
-    ] = 60,
-) -> None:
-    """Print an access token that speaks for a user.
+@click.argument("email")
+@click.option("--create", is_flag=True, help="Create the user first if there is none.")
+@click.option(
+    "--minutes",
+    type=click.IntRange(1, MAX_TOKEN_MINUTES),
+    default=60,
+    show_default=True,
+    help="Lifetime of the token.",
+)
+def user_token(email: str, create: bool, minutes: int) -> None:
+    """Print an access token for a user.
 
-    Send it as `Authorization: Bearer <token>`. Whoever has it is that user until it ends, or the user logs out
+    Send it as `Authorization: Bearer <token>`. It is accepted until it expires, or until the user logs out
     everywhere, gets a new password, or is disabled.
     """
     from ..embedded import database_target
@@ -147,7 +156,7 @@ def user_token(
     from ..services.signing import SigningKeys
 
     address = address_of(email)
-    # First, so that nobody is made when no token can be.
+    # First: no user is created when no token can be signed.
     keys = SigningKeys.from_settings(database_target.settings()[0])
 
     async def work(database: Database) -> Standing:
@@ -166,11 +175,11 @@ def user_token(
 
 
 def _password() -> str:
-    """A new password, held to the rules for all; what is wrong with it is said without it."""
+    """A new password that fulfils the rules; UsageError does not quote it."""
     from ..models.account import SignUp
 
-    # The address is none of ours to look at here.
-    given = shaped(SignUp, email="nobody@example.com", password=output.ask_password())
+    # SignUp requires an address; only the password is validated here.
+    given = shaped(SignUp, email="user@example.com", password=output.ask_password())
     return given.password.get_secret_value()
 
 

@@ -61,6 +61,16 @@ def for_verifying(stack: ExitStack) -> tuple[Callable[[], Settings], str]:
     return lambda: started, STARTED
 
 
+def is_unconfigured(found: Settings) -> bool:
+    """Whether an embedded database may be started: no address is set, and none was meant.
+
+    A mistyped name of the setting, or production without an address, is an error that it would hide.
+    """
+    if found.database_url is not None or found.environment == "production":
+        return False
+    return _missing(found).problem == "is not set."
+
+
 def _running(found: Settings) -> Settings | None:
     from .roles import APPLICATION, running_url
 
@@ -77,14 +87,12 @@ def _start(found: Settings, stack: ExitStack) -> Settings:
     from .location import wheel_binaries
     from .server import EmbeddedPostgres
 
-    problem = _missing(found)
-    # A mistyped name, or a production without an address, would be covered up by a database of our own.
-    if problem.problem != "is not set." or found.environment == "production":
-        raise ConfigurationError([problem])
+    if not is_unconfigured(found):
+        raise ConfigurationError([_missing(found)])
     try:
         wheel_binaries()
     except GroundworkError:
-        raise ConfigurationError([problem]) from None
+        raise ConfigurationError([_missing(found)]) from None
     server = stack.enter_context(EmbeddedPostgres(found.data_directory))
     started = load_settings(database_url=server.application_url, database_migration_url=server.url)
     asyncio.run(schema.create_tables(migration_connection(started)))

@@ -41,7 +41,7 @@ from ..models.rendering import as_array, as_json_string, fields, form, written_t
 from .idempotency import IdempotencyKey, claim, key_values, swept
 from .ownership import Author, me_making, me_writing, mine, revoked_is_unauthenticated, theirs
 from .statements import Statement
-from .task_rows import NOBODYS, TASK_KEY, after, array_rows, etag_of, instant
+from .task_rows import ANY_VERSION, NOBODYS, TASK_KEY, after, array_rows, etag_of, instant
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 _EXISTS: Final = "There is a task of this id."
 _CHANGED: Final = "The task is of another version."
-# As `if_match` of an operation. Tags stand there without quotes, so the tag `"*"` cannot be written.
-_ANY_VERSION: Final = "*"
 _GIVEN: Final = ("title", "description", "is_completed")
 _COLUMNS: Final = ("id", *_GIVEN, "version")
 _TYPES: Final = (Uuid, Text, Text, Boolean, Integer)
@@ -207,7 +205,7 @@ class _Account:
             return None
         if task is None:
             return "id", NOBODYS
-        if operation.if_match not in (None, _ANY_VERSION) and operation.if_match != etag_of(_json(task)):
+        if operation.if_match not in (None, ANY_VERSION) and operation.if_match != etag_of(_json(task)):
             return "if_match", _CHANGED
         if operation.op == "delete":
             if task["updated_at"] == self.now:

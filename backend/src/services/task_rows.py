@@ -40,9 +40,8 @@ NOBODYS: Final = "There is no such task."
 TASK_KEY: Final = "pk_tasks"
 """What says of a Conflict that the owner has a task of this id."""
 
-ANY_VERSION: Final = "any version"
-"""As `if_match`: any version matches, as long as there is one. The blank keeps it apart from every entity tag; `*`
-is one of those, without its quotes."""
+ANY_VERSION: Final = "*"
+"""As `if_match`: any version will do, as long as there is one."""
 
 _TAG_LENGTH: Final = 32
 

@@ -95,7 +95,8 @@ def test_a_user_and_a_task_live_through_their_lives(installation: Installation, 
 
     assert installation.run("task", "delete", "ana@example.com", task["id"], url=database_url).returncode == 0
     refused = installation.run("user", "delete", "ana@example.com", url=database_url)
-    assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
+    assert refused.returncode == 2
+    assert "Pass --yes to run non-interactively." in refused.stderr
     deleted = installation.run("user", "delete", "ana@example.com", "--yes", url=database_url)
     assert (deleted.returncode, deleted.stdout) == (0, "")
     assert fetch(database_url, "SELECT 1 FROM users") == []
@@ -187,6 +188,14 @@ def test_wrong_usage_ends_with_2(
     assert seen.out == ""
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_has_a_short_and_a_long_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["user", "token", option]) == 0
+    seen = capsys.readouterr()
+    assert "--minutes" in seen.out
+    assert seen.err == ""
+
+
 def test_an_address_typed_as_an_argument_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["verify", "postgresql://ana:secret@db/x"]) == 2
     seen = capsys.readouterr()
@@ -251,6 +260,44 @@ def test_a_private_database_is_not_started_beside_a_configured_one(
     result = installation.run("serve", "--embedded", url=database_url)
     assert result.returncode == 3
     assert "--embedded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "more", [{"ENVIRONMENT": "production"}, {"DATABASE_URI": "postgresql://ana:pw@db.example.com/x"}], ids=str
+)
+def test_serve_embedded_auto_where_a_database_was_meant_ends_with_3(
+    installation: Installation, tmp_path: Path, more: dict[str, str]
+) -> None:
+    result = installation.run("serve", "--embedded=auto", DATA_DIRECTORY=str(tmp_path / "none"), **more)
+    assert result.returncode == 3
+    assert "DATABASE_URL" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("source", ["environment", "env file", "directory of secrets"])
+def test_serve_embedded_auto_with_a_database_starts_no_other(
+    installation: Installation, tmp_path: Path, source: str
+) -> None:
+    """The address is refused, so that nothing is served; what matters is that it was found."""
+    address, more = (
+        "postgresql://ana@127.0.0.1:1/x?sslmode=perhaps",
+        {"DATA_DIRECTORY": str(tmp_path / "none")},
+    )
+    env_file = installation.backend / ".env"
+    if source == "environment":
+        more["DATABASE_URL"] = address
+    elif source == "env file":
+        env_file.write_text(f"export DATABASE_URL = '{address}'  # ours\n")
+    else:
+        (tmp_path / "DATABASE_URL").write_text(f"{address}\n")
+        more["SECRETS_DIR"] = str(tmp_path)
+    try:
+        result = installation.run("serve", "--embedded=auto", **more)
+    finally:
+        env_file.unlink(missing_ok=True)
+    assert result.returncode == 3
+    assert "sslmode" in result.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_effective_settings_are_printed_with_their_sources_and_without_secrets(
@@ -583,7 +630,7 @@ def test_many_tasks_come_from_standard_input_and_a_person_sees_how_far_it_is(
     source = tmp_path / "many"
     source.write_text(many)
     seen = installation.run_on_terminal("task", "import", str(source), "ana@example.com", url=database_url)
-    assert "] 5,000 of 5,000 tasks\r\n" in seen
+    assert "5000/5000" in seen
     assert seen.endswith("Added 5000 tasks to ana@example.com.\r\n")
     # Data and bar do not mix where the data goes into a file.
     exported = installation.run("task", "export", "ana@example.com", url=database_url)

@@ -28,8 +28,7 @@ def test_a_worker_loads_nothing_that_serving_has_no_use_for() -> None:
     loaded = loaded_by("import src.server.worker, src.main")
     assert loaded >= {"fastapi", "uvicorn", "sqlmodel", "structlog", "src.api.tasks"}
     assert (
-        loaded
-        & {"alembic", "mako", "rich", "pygments", "typer", "src.embedded.server", "src.server.supervisor"}
+        loaded & {"alembic", "mako", "rich", "pygments", "src.embedded.server", "src.server.supervisor"}
         == set()
     )
 
