@@ -137,8 +137,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
 
 def _database(settings: Settings, metrics: Metrics) -> Database:
     connection = require_database(settings)
-    for warning in connection.warnings:
-        log.warning("configuration.weak", variable=connection.variable, warning=warning)
+    warnings = [*settings.warnings, *((connection.variable, warning) for warning in connection.warnings)]
+    for variable, warning in warnings:
+        log.warning("configuration.weak", variable=variable, warning=warning)
     revision = CodeRevision(migration_connection(settings))
     return Database.from_settings(settings, connection, schema=revision, metrics=metrics)
 

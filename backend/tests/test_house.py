@@ -29,7 +29,7 @@ REPOSITORY = BACKEND.parent
 
 READS_ENVIRONMENT = frozenset(
     {
-        "config/settings.py",
+        "config/sources.py",
         "config/logging.py",  # NO_COLOR, whose meaning is not ours to name.
         "config/tls.py",  # Variables by which OpenSSL and libpq would be led elsewhere.
         "cli/output.py",  # The same of terminals.

@@ -6,7 +6,6 @@ import re
 from typing import Annotated, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, Field
-from pydantic_settings import NoDecode
 
 from .validation_messages import refuse
 
@@ -45,7 +44,7 @@ def _refuse(problem: str) -> NoReturn:
 class ApiSettings(BaseModel):
     """API"""
 
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = Field(
         default=(),
         description=(
             "The web origins whose scripts may call the API: a comma-separated list, such as "

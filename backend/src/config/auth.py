@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
-from pydantic_settings import NoDecode
 
 from ..errors import Fault
 from .validation_messages import refuse
@@ -90,11 +89,19 @@ def faults_of(settings: Settings) -> list[Fault]:
     return [*_secret_faults(settings), *_issuer_faults(settings)]
 
 
-def weaknesses(settings: Settings) -> list[tuple[str, str]]:
-    """Problems that development only warns about: the variable and a sentence."""
-    secret = settings.auth_shared_secret
-    problem = weakness(secret.get_secret_value()) if secret is not None else None
-    return [] if problem is None else [("AUTH_SHARED_SECRET", f"AUTH_SHARED_SECRET: {problem}")]
+def weaknesses(settings: Settings) -> Iterator[Fault]:
+    """Problems of the shared secret that development only warns about."""
+    if settings.auth_shared_secret is None:
+        return
+    problem = weakness(settings.auth_shared_secret.get_secret_value())
+    if problem is not None:
+        remedy = "Use the output of `openssl rand -base64 32` on both sides."
+        yield Fault("AUTH_SHARED_SECRET", problem, remedy)
+    for name, claim in (("auth_shared_issuer", "iss"), ("auth_shared_audience", "aud")):
+        if getattr(settings, name) is None:
+            # Without it a token that the same secret signed for another purpose would be accepted.
+            problem = "Must be set with AUTH_SHARED_SECRET outside development."
+            yield Fault(name.upper(), problem, f"Set it to the `{claim}` of the application's tokens.")
 
 
 def _secret_faults(settings: Settings) -> Iterator[Fault]:
@@ -106,13 +113,11 @@ def _secret_faults(settings: Settings) -> Iterator[Fault]:
     elif re.search(r'-----BEGIN|^\s*(?:ssh|ecdsa)-|"kty"', settings.auth_shared_secret.get_secret_value()):
         remedy = "Use 32 random bytes. The URL of public keys belongs in AUTH_ISSUERS, as jwks_url."
         yield Fault("AUTH_SHARED_SECRET", "Must not be an asymmetric key or a JWK: it may be public.", remedy)
+    elif not settings.auth_shared_secret.get_secret_value().isprintable():
+        remedy = "Remove line breaks and invisible characters."
+        yield Fault("AUTH_SHARED_SECRET", "Must be one line of printable text.", remedy)
     elif settings.environment != "development":
-        for variable, problem in weaknesses(settings):
-            yield Fault(
-                variable,
-                problem.removeprefix(f"{variable}: "),
-                "Use the output of `openssl rand -base64 32` on both sides.",
-            )
+        yield from weaknesses(settings)
 
 
 def _issuer_faults(settings: Settings) -> Iterator[Fault]:
@@ -246,7 +251,7 @@ _Name = Annotated[str, AfterValidator(_name)]
 class AuthSettings(BaseModel):
     """Tokens and keys"""
 
-    auth_issuers: Annotated[tuple[Issuer, ...], NoDecode, BeforeValidator(_issuers)] = Field(
+    auth_issuers: Annotated[tuple[Issuer, ...], BeforeValidator(_issuers)] = Field(
         default=(),
         description=(
             f"Other issuers whose tokens are accepted, such as {_EXAMPLE}: the `iss` of their tokens, the URL of their "
@@ -256,6 +261,7 @@ class AuthSettings(BaseModel):
     )
     auth_shared_secret: SecretStr | None = Field(
         default=None,
+        max_length=4096,
         description=(
             "A secret shared with an application that signs HS256 tokens itself; at least 32 random bytes. Outside "
             "development a weak one is refused."
@@ -264,11 +270,11 @@ class AuthSettings(BaseModel):
     )
     auth_shared_issuer: _Name | None = Field(
         default=None,
-        description="The `iss` that tokens signed with AUTH_SHARED_SECRET must have. Unset: any, or none.",
+        description="The `iss` that tokens signed with AUTH_SHARED_SECRET must have. May be unset in development only.",
     )
     auth_shared_audience: _Name | None = Field(
         default=None,
-        description="The `aud` that tokens signed with AUTH_SHARED_SECRET must have. Unset: any, or none.",
+        description="The `aud` that tokens signed with AUTH_SHARED_SECRET must have. May be unset in development only.",
     )
     auth_passthrough_issuer: _Name | None = Field(
         default=None,

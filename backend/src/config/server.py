@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
-from pydantic_settings import NoDecode
 
+from ..errors import Fault
 from . import BACKEND
 from .validation_messages import LowerCase, refuse
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 _EXAMPLE = "10.0.0.0/8,192.168.1.7"
 _MAX_NETWORKS = 256
@@ -38,6 +41,23 @@ def _network(text: object) -> IPv4Network | IPv6Network | str | None:
         )
     except ValueError:
         return None
+
+
+def faults_of(settings: Settings) -> list[Fault]:
+    """Contradictions between settings of the server."""
+    networks = [ip_network(text) for text in settings.trusted_proxies]
+    if settings.environment == "development" or not any(map(_holds_the_internet, networks)):
+        return []
+    problem = "Must not contain public networks this large: every client could then claim any address."
+    return [Fault("TRUSTED_PROXIES", problem, f"List the addresses of your proxies, for example {_EXAMPLE}.")]
+
+
+def _holds_the_internet(network: IPv4Network | IPv6Network) -> bool:
+    """Whether a network is larger than every private one: 10.0.0.0/8, and fc00::/7."""
+    if network.version == 4:
+        return network.prefixlen < 8
+    mapped = network.network_address.ipv4_mapped
+    return network.prefixlen < 7 or (mapped is not None and network.prefixlen < 96 + 8)
 
 
 class ServerSettings(BaseModel):
@@ -84,7 +104,7 @@ class ServerSettings(BaseModel):
         le=3600,
         description="How long a worker may send no heartbeat before it is killed and replaced.",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_networks)] = Field(
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(parse_networks)] = Field(
         default=(),
         description=(
             "The proxies whose X-Forwarded-For and X-Forwarded-Proto headers are used: a comma-separated list of IP "

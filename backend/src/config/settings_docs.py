@@ -19,7 +19,8 @@ from ..errors import ConfigurationError
 from . import BACKEND
 from .redaction import MASK
 from .settings import TOPICS, Settings, migration_connection, require_database
-from .validation_messages import as_text
+from .sources import ACCEPTED, HINTED, RENAMED
+from .validation_messages import OTHER_NAMES, as_text
 
 NEON_EXAMPLE = "postgresql://USER:PASSWORD@ep-NAME-pooler.REGION.aws.neon.tech/DATABASE?sslmode=require&channel_binding=require"
 _OTHER_EXAMPLES = (
@@ -95,7 +96,35 @@ def settings_markdown() -> str:
                 str(field.description),
             )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, "", *_ADDRESSES]) + "\n"
+    return "\n".join([*lines, "", *_other_names(), "", *_ADDRESSES]) + "\n"
+
+
+def _other_names() -> list[str]:
+    """The section about names that are no settings."""
+    lines = [
+        "## Old names, and names of other tools",
+        "",
+        "White space, line ends and invisible characters around a value are removed. Warnings are logged as",
+        "`configuration.weak` and printed by `python -m src config`: secrets that every user of the machine can read,",
+        "weak TLS, and the names below that are not used.",
+        "",
+        "| Variable | Effect |",
+        "|---|---|",
+    ]
+    lines += [f"| `{old.upper()}` | refused: renamed to `{new.upper()}` |" for old, new in RENAMED.items()]
+    lines += [
+        f"| `{name.upper()}` | used as `{ours.upper()}` if that is unset |" for name, ours in ACCEPTED.items()
+    ]
+    lines += [
+        f"| `{name.upper()}` | not used; a warning points to `{ours.upper()}` |"
+        for name, ours in HINTED.items()
+    ]
+    return [
+        *lines,
+        f"| `{'`, `'.join(OTHER_NAMES)}` | not used; named in the error when `DATABASE_URL` is unset |",
+        "",
+        "`DATABASE_URL_UNPOOLED` is used only if it comes from the same source as `DATABASE_URL`.",
+    ]
 
 
 def effective(settings: Settings) -> list[Row]:
@@ -108,8 +137,8 @@ def effective(settings: Settings) -> list[Row]:
 
 
 def understood(settings: Settings) -> list[Row]:
-    """What the addresses mean: hosts, TLS, pooler, and the database of migrations. Empty without an address."""
-    rows: list[Row] = []
+    """What the addresses mean: hosts, TLS, pooler, and the database of migrations; and warnings."""
+    rows = [Row("warning", warning, variable, "") for variable, warning in settings.warnings]
     if settings.database_url is not None:
         connection = require_database(settings)
         tls = connection.tls.mode + (f", authorities in {connection.tls.root_certificate or 'the system'}"

@@ -64,9 +64,10 @@ def explain(detail: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> list[
     return [Fault(name.upper(), problem, remedy)]
 
 
-_OTHER_NAMES = (
-    "POSTGRES_URL", "POSTGRESQL_URL", "POSTGRES_PRISMA_URL", "DATABASE_URI", "DB_URL", "PG_URL", "NEON_DATABASE_URL",
-    "SQLALCHEMY_DATABASE_URL", "SQLALCHEMY_DATABASE_URI",
+OTHER_NAMES = (
+    "POSTGRES_URL", "POSTGRESQL_URL", "POSTGRES_PRISMA_URL", "POSTGRES_URL_NON_POOLING", "POSTGRES_DSN",
+    "DATABASE_URI", "DATABASE_PRIVATE_URL", "DB_URL", "PG_URL", "NEON_DATABASE_URL", "NETLIFY_DATABASE_URL",
+    "POSTGRESQL_ADDON_URI", "SQLALCHEMY_DATABASE_URL", "SQLALCHEMY_DATABASE_URI",
 )  # fmt: skip
 
 
@@ -76,22 +77,11 @@ def missing_database(names: Iterable[str], env_file: Path) -> Fault:
         f"Set DATABASE_URL in the environment or in {env_file} (see .env.example), or start a private PostgreSQL with "
         "`make run`."
     )
-    set_names = sorted(name for name in names if name.isascii() and name.isprintable())
-    close = get_close_matches("DATABASE_URL", [name.upper() for name in set_names], n=1, cutoff=0.8)
-    close = close or [name for name in _OTHER_NAMES if name in set_names]
+    found = sorted(name.upper() for name in names if name.isascii() and name.isprintable())
+    close = [name for name in OTHER_NAMES if name in found]
+    close = close or get_close_matches("DATABASE_URL", found, n=1, cutoff=0.8)
     hint = f" {close[0]} is set: did you mean DATABASE_URL?" if close else ""
     return Fault("DATABASE_URL", f"Is not set.{hint}", remedy)
-
-
-def file_problem(path: Path) -> str | None:
-    """Why a file cannot be read as UTF-8 text; None if it can."""
-    try:
-        path.read_text(encoding="utf-8")
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except UnicodeDecodeError:
-        return "is not UTF-8 text"
-    return None
 
 
 def as_text(value: object) -> str:

@@ -16,8 +16,6 @@ from uuid import UUID, uuid5
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config.auth import weaknesses
-from ..config.logging import get_logger
 from ..errors import Unauthenticated
 from ..models.base import QuickUUID
 from ..models.user import Email
@@ -34,8 +32,6 @@ NAMESPACE: Final = UUID("7a1d9b34-52c6-5e0f-9c8e-3f6b0d24e815")
 """Of the ids of users whom other issuers vouch for: `uuid5(uuid5(NAMESPACE, iss), sub)`. It never changes."""
 MOST_CACHED: Final = 10_000
 """Verified tokens a process remembers: some 6 MB when full."""
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,6 @@ class Identity:
     def from_settings(cls, settings: Settings) -> Identity:
         """Raises `ConfigurationError` as `SigningKeys.from_settings` does."""
         signing = SigningKeys.from_settings(settings)
-        for variable, warning in weaknesses(settings):
-            log.warning("configuration.weak", variable=variable, warning=warning)
         fetcher = Fetcher()
         published = [
             PublishedKeys(each.issuer, each.jwks_url, fetcher.fetch) for each in settings.auth_issuers

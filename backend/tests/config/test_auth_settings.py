@@ -133,6 +133,19 @@ def test_a_weak_shared_secret_is_refused_outside_development(environment: str, s
     assert load_settings(environment="development", auth_shared_secret=secret)
 
 
+@pytest.mark.parametrize("missing", ["auth_shared_issuer", "auth_shared_audience"])
+@pytest.mark.parametrize("environment", ["production", "test"])
+def test_a_shared_secret_needs_its_issuer_and_audience_outside_development(
+    environment: str, missing: str
+) -> None:
+    given = {"auth_shared_secret": STRONG, "auth_shared_issuer": "app", "auth_shared_audience": "tasks"}
+    assert load_settings(environment=environment, **given).warnings == []
+    del given[missing]
+    assert f"{missing.upper()}: Must be set" in message(environment=environment, **given)
+    warnings = load_settings(environment="development", **given).warnings
+    assert [variable for variable, _ in warnings] == [missing.upper()]
+
+
 def test_a_secret_made_by_chance_is_never_called_weak() -> None:
     for _ in range(500):
         for made in (secrets.token_hex(16), secrets.token_hex(32), secrets.token_urlsafe(32),
