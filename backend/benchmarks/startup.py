@@ -142,7 +142,7 @@ def _serving(process: subprocess.Popen[bytes], log: int) -> str:
     while True:
         said = os.pread(log, 1_000_000, 0).decode()
         for line in said.splitlines():
-            if '"event":"serving"' in line and line.endswith("}"):
+            if '"event":"service.ready"' in line and line.endswith("}"):
                 return str(json.loads(line)["service"])
         assert process.poll() is None, said
         assert time.monotonic() < deadline, said

@@ -193,11 +193,11 @@ def served(*, source: Path | None = None, **settings: str) -> Iterator[Served]:
             )
         try:
             deadline = time.monotonic() + 60
-            while '"event":"serving"' not in (said := (root / "log").read_text()):
+            while '"event":"service.ready"' not in (said := (root / "log").read_text()):
                 assert process.poll() is None, said
                 assert time.monotonic() < deadline, said
                 time.sleep(0.05)
-            (line,) = [jsonlib.loads(line) for line in said.splitlines() if '"event":"serving"' in line]
+            (line,) = [jsonlib.loads(line) for line in said.splitlines() if '"event":"service.ready"' in line]
             yield Served(line["service"], root / "log", process.pid)
         finally:
             process.send_signal(signal.SIGTERM)

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from src.cli import banner
 from src.config import settings as settings_module
 from src.config.settings import Settings, load_settings
 from src.errors import ConfigurationError, DatabaseRefused, Fault
@@ -178,6 +179,7 @@ def main() -> int:
         embedded=embedded,
         reload=reload,
         workers=settings.workers,
+        announce=banner.show,
         worker_command=(sys.executable, __file__, "work"),
     )
 

@@ -60,15 +60,15 @@ class Service:
 
     def serving(self, workers: int = 1) -> Service:
         """Wait for the banner, and until that many workers have shown themselves."""
-        until(lambda: self.events("serving") or self.process.poll() is not None, what=lambda: self.log)
-        assert self.events("serving"), self.log
+        until(lambda: self.events("service.ready") or self.process.poll() is not None, what=lambda: self.log)
+        assert self.events("service.ready"), self.log
         if workers > 1:
             until(lambda: len({self.facts()["pid"] for _ in range(20)}) == workers)
         return self
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.events("serving")[0]["service"].removeprefix("http://").rpartition(":")
+        host, _, port = self.events("service.ready")[0]["service"].removeprefix("http://").rpartition(":")
         return host, int(port)
 
     def connect(self) -> Any:

@@ -420,12 +420,12 @@ class Clone:
             )
         try:
             deadline = time.monotonic() + SECONDS
-            while '"event":"serving"' not in log.read_text():
+            while '"event":"service.ready"' not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
             events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-            yield next(event["service"] for event in events if event["event"] == "serving")
+            yield next(event["service"] for event in events if event["event"] == "service.ready")
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:

@@ -124,8 +124,11 @@ def serve(embedded: str | None, reload: bool, workers: int | None, host: str | N
     settings = load_settings(host=host, port=port, workers=workers)
     start_embedded = _start_embedded(settings, embedded)
     from ..server import supervisor
+    from . import banner
 
-    return supervisor.run(settings, embedded=start_embedded, reload=reload, workers=settings.workers)
+    return supervisor.run(
+        settings, embedded=start_embedded, reload=reload, workers=settings.workers, announce=banner.show
+    )
 
 
 def _start_embedded(settings: Settings, choice: str | None) -> bool:

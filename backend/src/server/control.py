@@ -1,4 +1,7 @@
-"""What the supervisor and its workers say to each other, and how long each waits for the other."""
+"""The control channel: a socket pair between the supervisor and each worker, one byte a message.
+
+Worker to supervisor: SERVING. Supervisor to worker: a `Shutdown`. The end of the channel is the other one's death.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,34 @@ from typing import Final
 
 EMBEDDED: Final = "GROUNDWORK_EMBEDDED"
 """Set for the workers when the supervisor runs their PostgreSQL."""
-LISTENERS: Final = "GROUNDWORK_LISTENERS"
+LISTENER_FDS: Final = "GROUNDWORK_LISTENER_FDS"
 """File descriptors of the listening sockets, the worker's own queue first."""
-ADMIN_LISTENERS: Final = "GROUNDWORK_ADMIN_LISTENERS"
+ADMIN_LISTENER_FDS: Final = "GROUNDWORK_ADMIN_LISTENER_FDS"
 """The same for ADMIN_PORT, which all workers share; not set without one."""
-LINK: Final = "GROUNDWORK_LINK"
-"""File descriptor of the worker's end of the link."""
-SERVING: Final = b"+"
-"""What a worker writes into the link once it accepts requests."""
+CONTROL_FD: Final = "GROUNDWORK_CONTROL_FD"
+"""File descriptor of the worker's end of the control channel."""
 
-BACKLOG: Final = 4096
-"""Connections that may wait to be taken: as many as a worker holds, and as the kernel allows (`somaxconn`, 4,096 since
-Linux 5.4). One more would be dropped, and its client's kernel tries again only a second later."""
+SERVING: Final = b"+"
+"""Sent by a worker once it accepts requests."""
+
 CANCEL_SECONDS: Final = 2.0
-"""How long cancelled requests may take to give back what they hold."""
+"""How long cancelled requests may take to release what they hold."""
 CLOSE_SECONDS: Final = 5.0
 """How long the application may take to close the database."""
-
 LINGER_SECONDS: Final = 2.0
-"""How long a worker that others stand in for waits for the next request of its idle connections."""
+"""How long a worker that is replaced waits for the next request of its idle connections."""
 
 
-class Leave(enum.IntEnum):
-    """How a worker is told to go, each more urgent than the one before; the most urgent one told counts.
+class Shutdown(enum.IntEnum):
+    """How a worker shuts down. Each member is more urgent than the one before; the most urgent one received counts.
 
-    RETIRE: others serve, so accept nothing more, and close idle connections with their next answer.
-    DRAIN: not ready first, while still accepting; then finish what is in flight.
-    PROMPT: the same without the time for load balancers to notice (Ctrl-C, or the supervisor is gone).
-    HURRY: cancel what is in flight.
+    ROLLING: other workers serve, so accept nothing more, and close idle connections with their next response.
+    GRACEFUL: fail readiness first, while still accepting; then finish the requests in progress.
+    FAST: the same without DRAIN_GRACE_SECONDS (Ctrl-C, or the supervisor died).
+    FORCED: cancel the requests in progress.
     """
 
-    RETIRE = ord("r")
-    DRAIN = ord("s")
-    PROMPT = ord("t")
-    HURRY = ord("u")
+    ROLLING = ord("r")
+    GRACEFUL = ord("s")
+    FAST = ord("t")
+    FORCED = ord("u")

@@ -1,17 +1,24 @@
-"""The port: bound once by the supervisor, inherited by the workers."""
+"""Listening sockets: bound once by the supervisor, inherited by the workers."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import resource
 import socket
 import sys
+from typing import Any, Final
 
 from ..errors import GroundworkError
-from .control import BACKLOG
+
+BACKLOG: Final = 4096
+"""Connections that may wait to be accepted: as many as a worker holds, and as the kernel allows (`somaxconn`, 4,096
+since Linux 5.4). One more would be dropped, and its client's kernel tries again a second later."""
+_MAX_DESCRIPTORS: Final = 65536
 
 
 class CannotListen(GroundworkError):
-    """HOST and PORT cannot be listened on; the message says why and what to do. Exit code 1."""
+    """HOST and PORT cannot be bound. The message names the reason and a remedy. Exit code 1."""
 
     exit_code = 1
 
@@ -71,3 +78,20 @@ def _why(error: OSError, host: str, port: int, where: str, prefix: str) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{cannot} {host} is not an address of this machine. {prefix}HOST=127.0.0.1 is."
     return f"{cannot} {error.strerror}."
+
+
+def url_of(address: tuple[Any, ...]) -> str:
+    """The URL under which a program on this machine reaches the address; a wildcard becomes loopback."""
+    host, port = str(address[0]), int(address[1])
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files, each connection being one, to the hard limit or 65,536."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        # Not worth failing for; some systems refuse values below their own maximum.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

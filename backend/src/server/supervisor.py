@@ -1,8 +1,8 @@
-"""The process that is started, signalled and waited for: it opens the port and keeps workers behind it.
+"""The supervisor: binds the port and keeps WORKERS worker processes behind it.
 
-It has no event loop and answers no request. It starts the embedded PostgreSQL when asked to, binds the
-listening sockets, starts workers (`python -m src.server`) on them, replaces those that die, and ends them in
-order. docs/decisions/0001-process-model.md says why.
+One thread with a selector and no event loop; it serves no request. It starts the embedded PostgreSQL when asked to,
+binds the listening sockets, starts the workers (`python -m src.server`), replaces those that die, and shuts them down
+in order. docs/decisions/0001-process-model.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -15,58 +15,67 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from ..cli import banner, output
 from ..config.logging import configure, get_logger
-from ..config.settings import Settings, as_environment
+from ..config.redaction import redact_text
+from ..config.settings import Settings, as_environment, require_database
 from ..embedded.processes import die_with_parent
 from ..errors import ConfigurationError, GroundworkError
 from . import sockets
 from .control import (
-    ADMIN_LISTENERS,
+    ADMIN_LISTENER_FDS,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
+    CONTROL_FD,
     EMBEDDED,
     LINGER_SECONDS,
-    LINK,
-    LISTENERS,
+    LISTENER_FDS,
     SERVING,
-    Leave,
+    Shutdown,
 )
-from .surroundings import Sources, metrics_directory, raise_descriptor_limit, signals_as_bytes
+from .metrics_directory import metrics_directory, remove_gauges
+from .reloader import SourceWatcher
+from .signals import signals_as_bytes
 
 if TYPE_CHECKING:
     from ..embedded.server import EmbeddedPostgres
 
 WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "src.server")
-START_ATTEMPTS: Final = 3
-"""How many starts in a row may fail before the supervisor gives up, when nobody else serves."""
+MAX_START_ATTEMPTS: Final = 3
+"""Failed starts in a row after which the supervisor gives up, when no other worker serves."""
 
 _IMPORT_ROOT = Path(__file__).resolve().parents[2]
-_LONGEST_PAUSE_SECONDS = 30.0
-_STEADY_SECONDS = 10.0
-_WATCH_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 30.0
+_STABLE_SECONDS = 10.0
+_RELOAD_POLL_SECONDS = 0.5
 _KILL_MARGIN_SECONDS = 1.0
 
 log = get_logger("groundwork.supervisor")
 
+Announce = Callable[[Settings, dict[str, Any]], None]
+
+
+def log_ready(settings: Settings, facts: dict[str, Any]) -> None:
+    """Announce that the service is ready as one event; the command line passes a banner for terminals instead."""
+    log.info("service.ready", **facts, workers=settings.workers)
+
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """One process. `told` is the most urgent word it has been given, 0 for none."""
+    """One worker process. `shutdown` is the most urgent order sent to it, 0 for none."""
 
     slot: _Slot
     process: subprocess.Popen[bytes]
-    link: socket.socket
+    control: socket.socket
     started_at: float
     serving: bool = False
-    told: int = 0
+    shutdown: int = 0
     kill_at: float | None = None
 
     @property
@@ -76,7 +85,7 @@ class _Worker:
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """A place for one worker, with the queue of connections that is its own."""
+    """The place of one worker, with its own queue of connections."""
 
     number: int
     worker: _Worker | None = None
@@ -91,13 +100,14 @@ def run(
     embedded: bool,
     reload: bool,
     workers: int,
+    announce: Announce = log_ready,
     worker_command: Sequence[str] = WORKER_COMMAND,
 ) -> int:
-    """Serve until told to stop; gives the exit code: 0 stopped, 1 failed, 3 configuration or credentials."""
+    """Serve until a signal stops it. Returns the exit code: 0 stopped, 1 failed, 3 configuration or credentials."""
     configure(settings.log_level, settings.log_format)
     with contextlib.ExitStack() as stack:
         wakeup = stack.enter_context(signals_as_bytes())
-        raise_descriptor_limit()
+        sockets.raise_descriptor_limit()
         try:
             postgres: EmbeddedPostgres | None = None
             if embedded:
@@ -109,9 +119,11 @@ def run(
             listeners = sockets.bind(settings.host, settings.port, queues=workers)
             admin = sockets.bind_admin(settings.admin_host, settings.admin_port)
         except GroundworkError as error:
-            output.say(str(error))
+            print(redact_text(str(error)), file=sys.stderr)
             return int(getattr(error, "exit_code", 1))
-        supervisor = _Supervisor(settings, postgres, listeners, admin, worker_command, wakeup, watch=reload)
+        supervisor = _Supervisor(
+            settings, postgres, listeners, admin, announce, worker_command, wakeup, watch=reload
+        )
         stack.callback(supervisor.close)
         if workers > 1:
             supervisor.metrics_directory = stack.enter_context(metrics_directory())
@@ -119,7 +131,7 @@ def run(
 
 
 class _Supervisor:
-    """Opened by `run`, closed by `close`. One thread, one selector: links, signals, and the clock."""
+    """Opened by `run`, closed by `close`. One thread, one selector: control channels, signals and the clock."""
 
     def __init__(
         self,
@@ -127,6 +139,7 @@ class _Supervisor:
         postgres: EmbeddedPostgres | None,
         listeners: list[socket.socket],
         admin: list[socket.socket],
+        announce: Announce,
         worker_command: Sequence[str],
         wakeup: socket.socket,
         *,
@@ -138,6 +151,7 @@ class _Supervisor:
         self._postgres_failures = 0
         self._listeners = listeners
         self._admin = admin
+        self._announce = announce
         self._command = tuple(worker_command)
         self._wakeup = wakeup
         port = listeners[0].getsockname()[1]
@@ -149,14 +163,14 @@ class _Supervisor:
             changes["database_url"] = SecretStr(postgres.application_url)
             changes["database_migration_url"] = SecretStr(postgres.url)
         if watch:
-            # Whoever edits a file waits for it, and no load balancer does.
+            # A developer waits for the restart, and no load balancer does.
             changes["drain_grace_seconds"] = 0.0
         self._settings = settings.model_copy(update=changes)
-        # What the command line and we decided. The rest a worker reads for itself, so that one that is started
-        # later sees what has changed since in .env and in the files of secrets.
-        decided = {name for name in type(settings).model_fields if settings.origin(name) == "command"}
+        # What the command line and the supervisor decided. Workers load the rest themselves, so that one started
+        # later sees changes in .env and in files of secrets.
+        overridden = {name for name in type(settings).model_fields if settings.origin(name) == "command"}
         values = as_environment(self._settings)
-        self._decided = {name.upper(): values.get(name.upper(), "") for name in decided | set(changes)}
+        self._overrides = {name.upper(): values.get(name.upper(), "") for name in overridden | set(changes)}
         self._slots = [_Slot(number) for number in range(len(listeners))]
         self._all: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
@@ -165,8 +179,8 @@ class _Supervisor:
         self._announced = False
         self._renewing: list[_Slot] = []
         self._replacement: _Worker | None = None
-        self._sources = Sources(_IMPORT_ROOT / "src") if watch else None
-        self._look_at = 0.0
+        self._sources = SourceWatcher(_IMPORT_ROOT / "src") if watch else None
+        self._next_poll = 0.0
         # A terminal that closes sends SIGHUP to stop its programs; an operator sends it to renew a service.
         self._in_terminal = sys.stdin is not None and sys.stdin.isatty()
 
@@ -174,14 +188,14 @@ class _Supervisor:
         # One first: a bad configuration then speaks once, and only one migrates.
         self._slots[0].start_at = 0.0
         while True:
-            self._do_what_is_due()
+            self._run_due()
             if self._exit_code is not None and not self._all:
                 return self._exit_code
             for key, _ in self._selector.select(self._seconds_to_next()):
                 if key.data is None:
-                    self._obey(self._wakeup.recv(4096))
+                    self._handle_signals(self._wakeup.recv(4096))
                 else:
-                    self._hear(key.data)
+                    self._receive(key.data)
             self._reap()
 
     def close(self) -> None:
@@ -193,25 +207,25 @@ class _Supervisor:
             listener.close()
         self._selector.close()
 
-    # Time
+    # The clock
 
-    def _do_what_is_due(self) -> None:
+    def _run_due(self) -> None:
         now = time.monotonic()
         for worker in self._all:
             if worker.kill_at is not None and now >= worker.kill_at:
-                log.error("worker.killed-as-too-slow", pid=worker.pid)
+                log.error("worker.shutdown_timeout", pid=worker.pid)
                 worker.process.kill()
                 worker.kill_at = None
         if self._exit_code is not None:
             return
         if self._postgres is not None:
-            self._keep_postgres(self._postgres, now)
+            self._keep_postgres_running(self._postgres, now)
         for slot in self._slots:
             if slot.start_at is not None and now >= slot.start_at:
                 slot.start_at = None
                 slot.worker = self._start(slot)
-        if self._sources is not None and now >= self._look_at:
-            self._look_at = now + _WATCH_SECONDS
+        if self._sources is not None and now >= self._next_poll:
+            self._next_poll = now + _RELOAD_POLL_SECONDS
             if changed := self._sources.changed():
                 log.info("source.changed", file=str(changed))
                 self._restart_changed()
@@ -221,7 +235,7 @@ class _Supervisor:
         if self._exit_code is None:
             due += [slot.start_at for slot in self._slots if slot.start_at is not None]
             if self._sources is not None:
-                due.append(self._look_at)
+                due.append(self._next_poll)
             if self._postgres_at is not None:
                 due.append(self._postgres_at)
         return max(0.0, min(due) - time.monotonic()) if due else None
@@ -229,16 +243,16 @@ class _Supervisor:
     # Workers
 
     def _start(self, slot: _Slot) -> _Worker:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        channel, worker_end = socket.socketpair()
+        channel.setblocking(False)
         number = slot.number
         queues = [self._listeners[number], *self._listeners[:number], *self._listeners[number + 1 :]]
         try:
             process = subprocess.Popen(  # noqa: S603 - a constant, or a test's own
                 self._command,
-                env={**self._environment(), LINK: _numbers([theirs]), LISTENERS: _numbers(queues),
-                     ADMIN_LISTENERS: _numbers(self._admin)},
-                pass_fds=[theirs.fileno(), *(queue.fileno() for queue in [*queues, *self._admin])],
+                env={**self._environment(), CONTROL_FD: _numbers([worker_end]), LISTENER_FDS: _numbers(queues),
+                     ADMIN_LISTENER_FDS: _numbers(self._admin)},
+                pass_fds=[worker_end.fileno(), *(queue.fileno() for queue in [*queues, *self._admin])],
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C goes to the terminal's whole foreground group. Workers hear of it from us, once.
                 process_group=0,
@@ -246,15 +260,15 @@ class _Supervisor:
                 preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one thread
             )  # fmt: skip
         finally:
-            theirs.close()
-        worker = _Worker(slot, process, ours, time.monotonic())
+            worker_end.close()
+        worker = _Worker(slot, process, channel, time.monotonic())
         self._all.append(worker)
-        self._selector.register(ours, selectors.EVENT_READ, worker)
+        self._selector.register(channel, selectors.EVENT_READ, worker)
         return worker
 
     def _environment(self) -> dict[str, str]:
         """What workers read their settings from."""
-        environment = {**os.environ, **self._decided}
+        environment = {**os.environ, **self._overrides}
         # `-P` keeps a directory called src in the caller's working directory from being taken for ours.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(_IMPORT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
@@ -268,28 +282,27 @@ class _Supervisor:
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics_directory)
         return environment
 
-    def _hear(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
-            said = worker.link.recv(16)
+            message = worker.control.recv(16)
         except OSError:
-            said = b""
-        if not said:
+            message = b""
+        if not message:
             # It ended, or is about to: `_reap` learns how.
-            self._selector.unregister(worker.link)
-        elif said.startswith(SERVING):
+            self._selector.unregister(worker.control)
+        elif message.startswith(SERVING):
             worker.serving = True
             worker.slot.failed_starts = 0
             log.debug(
-                "worker.serving", pid=worker.pid, seconds=round(time.monotonic() - worker.started_at, 3)
+                "worker.started", pid=worker.pid, seconds=round(time.monotonic() - worker.started_at, 3)
             )
             if self._exit_code is None:
-                self._serving(worker)
+                self._handle_serving(worker)
 
-    def _serving(self, worker: _Worker) -> None:
+    def _handle_serving(self, worker: _Worker) -> None:
         if not self._announced:
             self._announced = True
-            addresses = [listener.getsockname() for listener in [self._listeners[0], *self._admin]]
-            banner.show(self._settings, addresses, self._postgres)
+            self._announce(self._settings, self._facts())
         for slot in self._slots:
             if slot.worker is None and slot.start_at is None and slot.failed_starts == 0:
                 slot.start_at = 0.0
@@ -297,102 +310,113 @@ class _Supervisor:
             old, worker.slot.worker, self._replacement = worker.slot.worker, worker, None
             worker.slot.start_at = None  # The old one may have fallen meanwhile.
             if old is not None:
-                self._tell(old, Leave.RETIRE)
+                self._shut_down(old, Shutdown.ROLLING)
             else:
                 self._renew_next()
 
-    def _tell(self, worker: _Worker, how: Leave) -> None:
-        if worker.told >= how:
+    def _shut_down(self, worker: _Worker, how: Shutdown) -> None:
+        if worker.shutdown >= how:
             return
-        worker.told = how
+        worker.shutdown = how
         if worker.serving:
             with contextlib.suppress(OSError):
-                worker.link.send(bytes([how]))
+                worker.control.send(bytes([how]))
         else:
             worker.process.terminate()
         grace = 0.0
-        if how <= Leave.DRAIN:
-            grace = self._settings.drain_grace_seconds if how == Leave.DRAIN else LINGER_SECONDS
-        drain = self._settings.shutdown_timeout_seconds if how < Leave.HURRY else 0.0
+        if how <= Shutdown.GRACEFUL:
+            grace = self._settings.drain_grace_seconds if how == Shutdown.GRACEFUL else LINGER_SECONDS
+        drain = self._settings.shutdown_timeout_seconds if how < Shutdown.FORCED else 0.0
         bound = grace + drain + CANCEL_SECONDS + CLOSE_SECONDS + _KILL_MARGIN_SECONDS
         worker.kill_at = time.monotonic() + bound
 
     def _reap(self) -> None:
         for worker in [worker for worker in self._all if worker.process.poll() is not None]:
-            if not worker.serving and worker.link in self._selector.get_map():
-                self._hear(worker)  # It may have served and ended since we last looked.
+            if not worker.serving and worker.control in self._selector.get_map():
+                self._receive(worker)  # It may have served and ended since we last looked.
             self._all.remove(worker)
             with contextlib.suppress(KeyError):
-                self._selector.unregister(worker.link)
-            worker.link.close()
+                self._selector.unregister(worker.control)
+            worker.control.close()
             if self.metrics_directory is not None:
-                self._forget_gauges(self.metrics_directory, worker.pid)
+                remove_gauges(self.metrics_directory, worker.pid)
             if self._exit_code is None:
-                self._ended(worker)
+                self._handle_exit(worker)
 
-    def _ended(self, worker: _Worker) -> None:
+    def _handle_exit(self, worker: _Worker) -> None:
         slot, code = worker.slot, worker.process.returncode
         if worker is self._replacement:
             self._replacement = None
             self._renewing.clear()
-            log.error("workers.not-renewed", ended=_how(code))
+            log.error("workers.renewal_failed", reason=_exit_reason(code))
         elif slot.worker is not worker:
             self._renew_next()  # A retired one has gone.
         else:
             slot.worker = None
-            if self._sources is not None and not worker.told and not worker.serving:
-                log.error("worker.waits-for-change", ended=_how(code))
-            elif worker.told:
+            if self._sources is not None and not worker.shutdown and not worker.serving:
+                log.error("worker.waiting_for_change", reason=_exit_reason(code))
+            elif worker.shutdown:
                 slot.start_at = 0.0  # Its source has changed.
             elif worker.serving:
-                self._replace_fallen(slot, worker, code)
+                self._restart_worker(slot, worker, code)
             else:
-                self._after_failed_start(slot, code)
+                self._handle_failed_start(slot, code)
 
-    def _replace_fallen(self, slot: _Slot, worker: _Worker, code: int) -> None:
-        steady = time.monotonic() - worker.started_at > _STEADY_SECONDS
+    def _restart_worker(self, slot: _Slot, worker: _Worker, code: int) -> None:
+        steady = time.monotonic() - worker.started_at > _STABLE_SECONDS
         slot.short_lives = 0 if steady else slot.short_lives + 1
-        pause = _pause(slot.short_lives)
-        log.error("worker.ended", pid=worker.pid, ended=_how(code), pause_seconds=pause)
-        slot.start_at = time.monotonic() + pause
+        backoff = _backoff(slot.short_lives)
+        log.error("worker.restarted", pid=worker.pid, reason=_exit_reason(code), backoff_seconds=backoff)
+        slot.start_at = time.monotonic() + backoff
 
-    def _after_failed_start(self, slot: _Slot, code: int) -> None:
+    def _handle_failed_start(self, slot: _Slot, code: int) -> None:
         if code == ConfigurationError.exit_code and not self._announced:
-            self._stop(code, Leave.DRAIN)  # The worker has said why. Repeating mends nothing.
+            self._stop(code, Shutdown.GRACEFUL)  # The worker has message why. Repeating mends nothing.
             return
         # Once we serve, a refusal is an outage: passwords are rotated while workers fall.
         slot.failed_starts += 1
-        others = any(worker.serving and not worker.told for worker in self._all)
-        if slot.failed_starts >= START_ATTEMPTS and not others:
-            log.error("start.given-up", attempts=slot.failed_starts, ended=_how(code))
-            self._stop(1, Leave.DRAIN)
+        others = any(worker.serving and not worker.shutdown for worker in self._all)
+        if slot.failed_starts >= MAX_START_ATTEMPTS and not others:
+            log.error("startup.failed", attempts=slot.failed_starts, reason=_exit_reason(code))
+            self._stop(1, Shutdown.GRACEFUL)
             return
-        pause = _pause(slot.failed_starts)
-        log.error("worker.did-not-start", ended=_how(code), pause_seconds=pause)
-        slot.start_at = time.monotonic() + pause
+        backoff = _backoff(slot.failed_starts)
+        log.error("worker.start_failed", reason=_exit_reason(code), backoff_seconds=backoff)
+        slot.start_at = time.monotonic() + backoff
 
-    def _forget_gauges(self, directory: Path, pid: int) -> None:
-        """What a dead process had in use is in use no more; its counters stay in the sums."""
-        for file in directory.glob(f"gauge_live*_{pid}.db"):
-            file.unlink(missing_ok=True)
+    def _facts(self) -> dict[str, Any]:
+        """Where the service is reached and what it stands on; never a password."""
+        url = sockets.url_of(self._listeners[0].getsockname())
+        internal_url = sockets.url_of([*self._listeners, *self._admin][-1].getsockname())
+        facts = {
+            "service": url,
+            "docs": f"{url}/docs",
+            "health": f"{internal_url}/health",
+            "metrics": f"{internal_url}/metrics",
+        }
+        if self._settings.database_url is not None:
+            facts["database"] = require_database(self._settings).redacted()
+        if self._postgres is not None:
+            facts["data"] = str(self._postgres.data_path)
+        return facts
 
-    # Orders
+    # Shutdown and renewal
 
-    def _obey(self, signals: bytes) -> None:
+    def _handle_signals(self, signals: bytes) -> None:
         for number in signals:
             if number == signal.SIGTERM:
-                self._stop(0, Leave.DRAIN)
+                self._stop(0, Shutdown.GRACEFUL)
             elif number == signal.SIGINT:
-                again = any(worker.told >= Leave.PROMPT for worker in self._all)
-                self._stop(0, Leave.HURRY if again else Leave.PROMPT)
+                again = any(worker.shutdown >= Shutdown.FAST for worker in self._all)
+                self._stop(0, Shutdown.FORCED if again else Shutdown.FAST)
             elif number == signal.SIGQUIT:
-                self._stop(0, Leave.HURRY)
+                self._stop(0, Shutdown.FORCED)
             elif number == signal.SIGHUP and self._in_terminal:
-                self._stop(0, Leave.PROMPT)
+                self._stop(0, Shutdown.FAST)
             elif number == signal.SIGHUP:
                 self._renew()
 
-    def _stop(self, exit_code: int, how: Leave) -> None:
+    def _stop(self, exit_code: int, how: Shutdown) -> None:
         if self._exit_code is None:
             self._exit_code = exit_code
             # Workers hold the queues too. With our copies gone, the last worker to close them refuses newcomers
@@ -400,12 +424,12 @@ class _Supervisor:
             for listener in [*self._listeners, *self._admin]:
                 listener.close()
         for worker in self._all:
-            self._tell(worker, how)
+            self._shut_down(worker, how)
 
     def _renew(self) -> None:
         """One new worker after the other, each serving before the one it replaces leaves."""
         if not self._renewing and self._replacement is None:
-            log.info("workers.renewing", count=len(self._slots))
+            log.info("workers.renewal_started", count=len(self._slots))
             self._renewing = [slot for slot in self._slots if slot.worker is not None]
             self._renew_next()
 
@@ -418,11 +442,11 @@ class _Supervisor:
         if slot.worker is None:
             slot.start_at = 0.0
         else:
-            self._tell(slot.worker, Leave.PROMPT)
+            self._shut_down(slot.worker, Shutdown.FAST)
 
     # PostgreSQL
 
-    def _keep_postgres(self, postgres: EmbeddedPostgres, now: float) -> None:
+    def _keep_postgres_running(self, postgres: EmbeddedPostgres, now: float) -> None:
         if postgres.running or (self._postgres_at is not None and now < self._postgres_at):
             return
         try:
@@ -430,25 +454,25 @@ class _Supervisor:
             postgres.start()
         except GroundworkError as error:
             self._postgres_failures += 1
-            pause = _pause(self._postgres_failures)
-            self._postgres_at = now + pause
+            backoff = _backoff(self._postgres_failures)
+            self._postgres_at = now + backoff
             log.error(  # noqa: TRY400 - its message says all
-                "postgres.did-not-start", detail=str(error), pause_seconds=pause
+                "postgres.start_failed", detail=str(error), backoff_seconds=backoff
             )
         else:
             self._postgres_at, self._postgres_failures = None, 0
-            log.warning("postgres.started-again")
+            log.warning("postgres.restarted")
 
 
 def _numbers(sockets: list[socket.socket]) -> str:
     return ",".join(str(one.fileno()) for one in sockets)
 
 
-def _pause(failures: int) -> float:
-    return 0.0 if failures <= 0 else min(_LONGEST_PAUSE_SECONDS, 0.1 * 2.0**failures)
+def _backoff(failures: int) -> float:
+    return 0.0 if failures <= 0 else min(_MAX_BACKOFF_SECONDS, 0.1 * 2.0**failures)
 
 
-def _how(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):

@@ -1,8 +1,7 @@
-"""One process that answers requests: started by the supervisor, ended by it, never alone.
+"""One worker process: uvicorn's server under our supervisor, which starts it and shuts it down.
 
-The supervisor hands over listening sockets, its own queue first, and one end of a socket pair, the link. Over
-the link the worker says that it serves, and is told how to leave. When the supervisor dies the link ends,
-and so does the worker.
+The supervisor passes listening sockets, the worker's own queue first, and one end of the control channel. When the
+supervisor dies the channel ends, and the worker shuts down.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from ..config.logging import configure, gathering, get_logger
 from ..config.settings import Settings, load_settings
 from ..errors import ConfigurationError, GroundworkError
 from .control import (
-    ADMIN_LISTENERS,
-    BACKLOG,
+    ADMIN_LISTENER_FDS,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
+    CONTROL_FD,
     LINGER_SECONDS,
-    LINK,
-    LISTENERS,
+    LISTENER_FDS,
     SERVING,
-    Leave,
+    Shutdown,
 )
 from .protocol import HttpProtocol
+from .sockets import BACKLOG
 
-_HELP_SECONDS = 0.05
+_SIBLING_POLL_SECONDS = 0.05
 # Connections taken from one queue at a time.
-_AT_ONCE = 32
+_MAX_ACCEPTS = 32
 _FIRST_REQUEST_SECONDS = 0.5
 
 log = get_logger("groundwork.worker")
@@ -58,24 +57,24 @@ class Lifespan:
         self.state: dict[str, Any] = {}
         self._app = app
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._said = asyncio.Event()
+        self._started = asyncio.Event()
         self._failure: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def startup(self, leave: asyncio.Event) -> None:
-        """Raises whatever the application raised, or StartCancelled when `leave` is set first."""
+    async def startup(self, stop: asyncio.Event) -> None:
+        """Raises whatever the application raised, or StartCancelled when `stop` is set first."""
         self._task = asyncio.create_task(self._run())
         await self._inbox.put({"type": "lifespan.startup"})
-        leaving = asyncio.create_task(leave.wait())
-        said = asyncio.create_task(self._said.wait())
-        await asyncio.wait((self._task, said, leaving), return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        if not self._said.is_set() and not self._task.done():
-            said.cancel()
+        stopping = asyncio.create_task(stop.wait())
+        started = asyncio.create_task(self._started.wait())
+        await asyncio.wait((self._task, started, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not self._started.is_set() and not self._task.done():
+            started.cancel()
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=CLOSE_SECONDS)
             raise StartCancelled
-        said.cancel()
+        started.cancel()
         if self._failure is not None:
             raise self._failure
         if self._task.done():
@@ -105,7 +104,7 @@ class Lifespan:
     async def _send(self, message: Message) -> None:
         # A failure is followed by the exception itself, which says more.
         if message["type"] == "lifespan.startup.complete":
-            self._said.set()
+            self._started.set()
 
 
 class Worker(uvicorn.Server):
@@ -117,30 +116,30 @@ class Worker(uvicorn.Server):
         config: uvicorn.Config,
         listeners: list[socket.socket],
         admin: list[socket.socket],
-        link: socket.socket,
+        control: socket.socket,
         settings: Settings,
     ) -> None:
         super().__init__(config)
         self._app = app
-        self._own, *self._others = listeners
+        self._queue, *self._siblings = listeners
         self._admin = admin
-        self._link = link
+        self._control = control
         self._settings = settings
-        self._told = 0
-        self._leave = asyncio.Event()
-        self._news = asyncio.Event()
+        self._shutdown_order = 0
+        self._stopping = asyncio.Event()
+        self._order_changed = asyncio.Event()
         self._accepting = False
         self._adopting: set[asyncio.Future[Any]] = set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, serve until told to leave, leave. Raises what made the start fail."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._tell, Leave.DRAIN)
-        loop.add_reader(self._link, self._read_link)
+        loop.add_signal_handler(signal.SIGTERM, self._order, Shutdown.GRACEFUL)
+        loop.add_reader(self._control, self._receive)
         if not self.config.loaded:
             self.config.load()
         lifespan = Lifespan(self.config.loaded_app)
-        await lifespan.startup(self._leave)
+        await lifespan.startup(self._stopping)
         self.lifespan = cast(Any, lifespan)
         try:
             await self.startup()
@@ -154,21 +153,21 @@ class Worker(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         await self.on_tick(0)
-        self.servers = [await loop.create_server(self._first_of_many, sock=self._own, backlog=BACKLOG)]
+        self.servers = [await loop.create_server(self._accept_batch, sock=self._queue, backlog=BACKLOG)]
         for listener in self._admin:
             inside = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
             self.servers.append(await loop.create_server(inside, sock=listener))
         self._accepting = True
-        if self._others:
-            loop.call_later(_HELP_SECONDS, self._help)
+        if self._siblings:
+            loop.call_later(_SIBLING_POLL_SECONDS, self._accept_for_siblings)
         self.started = True
         with contextlib.suppress(OSError):
-            self._link.send(SERVING)
+            self._control.send(SERVING)
 
     async def main_loop(self) -> None:
-        while not self._leave.is_set():
+        while not self._stopping.is_set():
             await self.on_tick(0)  # The date header, once a second.
-            await _wait(self._leave, 1.0)
+            await _wait(self._stopping, 1.0)
 
     def _protocol(self, config: uvicorn.Config | None = None) -> asyncio.Protocol:
         kind = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
@@ -176,21 +175,21 @@ class Worker(uvicorn.Server):
             config=config or self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
-    def _first_of_many(self) -> asyncio.Protocol:
+    def _accept_batch(self) -> asyncio.Protocol:
         """For a connection that the loop took. It takes one a turn (libuv since 1.45), and in long turns the others
         would wait in the kernel, probes among them, until their clients give up: so we take them too."""
         if self._accepting:
-            for connection in _accept_waiting([self._own], at_most=_AT_ONCE):
+            for connection in _accept_waiting([self._queue], at_most=_MAX_ACCEPTS):
                 self._adopt(connection)
         return self._protocol()
 
-    def _help(self) -> None:
+    def _accept_for_siblings(self) -> None:
         """Take what waits in the queues of workers that are starting, stuck or gone."""
         if self._accepting:
             loop = asyncio.get_running_loop()
-            for connection in _accept_waiting(self._others, at_most=_AT_ONCE):
+            for connection in _accept_waiting(self._siblings, at_most=_MAX_ACCEPTS):
                 self._adopt(connection)
-            loop.call_later(_HELP_SECONDS, self._help)
+            loop.call_later(_SIBLING_POLL_SECONDS, self._accept_for_siblings)
 
     def _adopt(self, connection: socket.socket) -> None:
         task = asyncio.ensure_future(
@@ -205,27 +204,27 @@ class Worker(uvicorn.Server):
         if not task.cancelled():
             task.exception()
 
-    # Being told
+    # Orders of the supervisor
 
-    def _read_link(self) -> None:
+    def _receive(self) -> None:
         try:
-            told = self._link.recv(64)
+            orders = self._control.recv(64)
         except BlockingIOError:
             return
         except OSError:
-            told = b""
-        if not told:
+            orders = b""
+        if not orders:
             # The supervisor is gone. Nobody takes traffic away from us first, and its successor wants the port.
-            asyncio.get_running_loop().remove_reader(self._link)
-            told = bytes([Leave.PROMPT])
-        self._tell(Leave(max(told)))
+            asyncio.get_running_loop().remove_reader(self._control)
+            orders = bytes([Shutdown.FAST])
+        self._order(Shutdown(max(orders)))
 
-    def _tell(self, how: Leave) -> None:
-        self._told = max(self._told, how)
-        self._leave.set()
-        self._news.set()
+    def _order(self, how: Shutdown) -> None:
+        self._shutdown_order = max(self._shutdown_order, how)
+        self._stopping.set()
+        self._order_changed.set()
 
-    # Leaving
+    # Shutdown
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         began = time.monotonic()
@@ -235,7 +234,7 @@ class Worker(uvicorn.Server):
         for connection in self._connections():
             if connection.cycle is not None and not connection.cycle.response_complete:
                 connection.cycle.keep_alive = False
-        if self._told == Leave.RETIRE:
+        if self._shutdown_order == Shutdown.ROLLING:
             self._stop_accepting()
         else:
             self._app.state.draining = True
@@ -243,31 +242,37 @@ class Worker(uvicorn.Server):
         self._stop_accepting()
         cancelled = await self._finish()
         say = log.warning if cancelled else log.debug
-        say("worker.left", seconds=round(time.monotonic() - began, 3), cancelled_requests=cancelled)
+        say("worker.stopped", seconds=round(time.monotonic() - began, 3), cancelled_requests=cancelled)
 
     async def _grace(self) -> None:
         """Let load balancers see that we are not ready, and idle connections bring their next request."""
         began = time.monotonic()
-        while self._told < Leave.PROMPT:
-            grace = self._settings.drain_grace_seconds if self._told > Leave.RETIRE else LINGER_SECONDS
+        while self._shutdown_order < Shutdown.FAST:
+            grace = (
+                self._settings.drain_grace_seconds
+                if self._shutdown_order > Shutdown.ROLLING
+                else LINGER_SECONDS
+            )
             left = began + grace - time.monotonic()
             if left <= 0:
                 return
-            if self._told == Leave.RETIRE and not self.server_state.connections:
+            if self._shutdown_order == Shutdown.ROLLING and not self.server_state.connections:
                 return
             await self.on_tick(0)
-            self._news.clear()
-            await _wait(self._news, min(left, 1.0 if self._told > Leave.RETIRE else 0.1))
+            self._order_changed.clear()
+            await _wait(
+                self._order_changed, min(left, 1.0 if self._shutdown_order > Shutdown.ROLLING else 0.1)
+            )
 
     def _stop_accepting(self) -> None:
         if not self._accepting:
             return
         self._accepting = False
         # Whoever has connected by now has been promised an answer: empty the queues, then close them at once.
-        waiting = _accept_waiting([self._own, *self._others], at_most=BACKLOG)
+        waiting = _accept_waiting([self._queue, *self._siblings], at_most=BACKLOG)
         for server in self.servers:
             server.close()
-        for listener in self._others:
+        for listener in self._siblings:
             listener.close()
         for connection in waiting:
             self._adopt(connection)
@@ -285,7 +290,7 @@ class Worker(uvicorn.Server):
                     connection.transport.close()
             if not self.server_state.connections and not self.server_state.tasks and not self._adopting:
                 return 0
-            if self._told >= Leave.HURRY or elapsed > self._settings.shutdown_timeout_seconds:
+            if self._shutdown_order >= Shutdown.FORCED or elapsed > self._settings.shutdown_timeout_seconds:
                 return await self._cancel()
 
     async def _cancel(self) -> int:
@@ -362,18 +367,18 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
 
     0: told to leave, and left. 3: configuration or credentials. 1: anything else.
     """
-    if LINK not in os.environ:
+    if CONTROL_FD not in os.environ:
         print("A worker is started by `python -m src serve`, never alone.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    listeners, admin, [link] = map(_inherited, (LISTENERS, ADMIN_LISTENERS, LINK))
+    listeners, admin, [control] = map(_inherited, (LISTENER_FDS, ADMIN_LISTENER_FDS, CONTROL_FD))
     try:
         settings = settings or load_settings()
         configure(settings.log_level, settings.log_format)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         app = create_app(settings)
         with gathering(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Worker(app, _make_config(app, settings), listeners, admin, link, settings).serve())
+            runner.run(Worker(app, _make_config(app, settings), listeners, admin, control, settings).serve())
     except StartCancelled:
         return 0
     except ConfigurationError as error:
@@ -381,7 +386,7 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
         return error.exit_code
     except GroundworkError as error:
         log.error(  # noqa: TRY400 - its message says all
-            "start.refused", reason=getattr(error, "reason", type(error).__name__), detail=str(error)
+            "startup.refused", reason=getattr(error, "reason", type(error).__name__), detail=str(error)
         )
         return int(getattr(error, "exit_code", 1))
     except Exception:

@@ -60,7 +60,9 @@ async def test_with_two_workers_the_admin_port_sums_both_and_drains_with_them(
         admin_port="0",
         drain_grace_seconds="60",
     ) as service:
-        (banner,) = [json.loads(line) for line in service.log.splitlines() if '"event":"serving"' in line]
+        (banner,) = [
+            json.loads(line) for line in service.log.splitlines() if '"event":"service.ready"' in line
+        ]
         inside = str(banner["metrics"]).removesuffix("/metrics")
         assert inside != service.address
         assert banner["health"] == f"{inside}/health"

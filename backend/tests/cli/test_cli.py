@@ -55,7 +55,7 @@ def test_serve_serves_and_verify_finds_the_service(installation: Installation, d
     try:
         assert process.stderr is not None
         events = (json.loads(line) for line in process.stderr)
-        place = next(event["service"] for event in events if event["event"] == "serving")
+        place = next(event["service"] for event in events if event["event"] == "service.ready")
 
         def service_is_well() -> bool:
             """A loop that was held up on a busy machine is a warning for ten seconds."""

@@ -52,13 +52,13 @@ Make = Callable[..., Service]
 
 def test_the_banner_is_one_event_with_the_real_port_and_comes_once_it_answers(service: Make) -> None:
     one = service(workers=2).start().serving(workers=2)
-    [event] = one.events("serving")
+    [event] = one.events("service.ready")
     assert event["service"] == f"http://127.0.0.1:{one.address[1]}"
     assert event["health"] == event["service"] + "/health"
     assert one.address[1] != 0
     one.signal(signal.SIGTERM)
     assert one.ended() == 0
-    assert len(one.events("serving")) == 1
+    assert len(one.events("service.ready")) == 1
 
 
 def test_a_worker_inherits_the_listeners_and_its_link_and_may_open_many_files(
@@ -85,7 +85,7 @@ def test_a_refused_database_ends_everything_with_3_and_one_line(service: Make) -
     one = service(workers=2, environment={"TEST_START": "refused"}).start()
     assert one.ended() == 3
     assert len(one.log.splitlines()) == 1
-    assert one.events("start.refused")[0]["reason"] == "authentication-failed"
+    assert one.events("startup.refused")[0]["reason"] == "authentication-failed"
 
 
 def test_a_bad_configuration_ends_everything_with_3_and_is_told_once(service: Make) -> None:
@@ -102,15 +102,15 @@ def test_exit_code_3_of_an_application_passes_through(service: Make) -> None:
 def test_a_start_that_keeps_failing_ends_with_1_after_a_few_attempts(service: Make, how: str) -> None:
     one = service(workers=2, environment={"TEST_START": how}).start()
     assert one.ended() == 1
-    [event] = one.events("start.given-up")
+    [event] = one.events("startup.failed")
     assert event["attempts"] == 3
-    assert not one.events("serving")
+    assert not one.events("service.ready")
 
 
 def test_a_start_that_fails_once_is_repeated(service: Make, tmp_path: Path) -> None:
     (tmp_path / "start").write_text("kill once")
     one = service().start().serving()
-    assert len(one.events("worker.did-not-start")) == 1
+    assert len(one.events("worker.start_failed")) == 1
 
 
 def test_a_taken_port_is_said_in_one_line_and_ends_with_1(service: Make) -> None:
@@ -226,7 +226,7 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(service: Make) -> Non
     until(lambda: len(set(one.workers()) - {before[0]}) == 2)
     assert before[1] in one.workers()
     until(lambda: len({one.facts()["pid"] for _ in range(20)}) == 2)
-    assert one.events("worker.ended")[0]["ended"] == "killed by SIGKILL"
+    assert one.events("worker.restarted")[0]["reason"] == "killed by SIGKILL"
 
 
 def test_a_worker_that_falls_while_the_database_refuses_everybody_takes_nobody_along(
@@ -237,7 +237,7 @@ def test_a_worker_that_falls_while_the_database_refuses_everybody_takes_nobody_a
     fallen, other = one.workers()
     (tmp_path / "start").write_text("refused")
     os.kill(fallen, signal.SIGKILL)
-    until(lambda: len(one.events("worker.did-not-start")) >= 2, what=lambda: one.log)
+    until(lambda: len(one.events("worker.start_failed")) >= 2, what=lambda: one.log)
     assert one.process.poll() is None
     assert one.ask("/readyz")[0] == 200
     assert other in one.workers()
@@ -362,7 +362,7 @@ def test_a_drain_that_overruns_cancels_the_request_and_closes_the_application(se
     answer = connection.getresponse()
     assert (answer.status, answer.read()) == (504, b"outcome unknown")
     assert one.ended() == 0
-    assert one.events("worker.left")[0]["cancelled_requests"] == 1
+    assert one.events("worker.stopped")[0]["cancelled_requests"] == 1
     assert one.log.count("closed ") == 1
     assert "Traceback" not in one.log
 
@@ -373,7 +373,7 @@ def test_a_worker_that_does_not_leave_is_killed(service: Make) -> None:
     os.kill(worker, signal.SIGSTOP)
     one.signal(signal.SIGTERM)
     assert one.ended() == 0
-    assert one.events("worker.killed-as-too-slow")
+    assert one.events("worker.shutdown_timeout")
 
 
 class Load:
@@ -464,7 +464,7 @@ async def test_sighup_renews_every_worker_without_losing_a_request(service: Make
     load.stopped = True
     await asyncio.wait_for(task, 60)
     assert (load.failures, load.refused) == ([], 0)
-    assert len(one.events("serving")) == 1
+    assert len(one.events("service.ready")) == 1
 
 
 def test_a_renewal_that_does_not_start_leaves_the_old_workers(service: Make, tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_a_renewal_that_does_not_start_leaves_the_old_workers(service: Make, tmp
     before = set(one.workers())
     (tmp_path / "start").write_text("refused")
     one.signal(signal.SIGHUP)
-    until(lambda: one.events("workers.not-renewed"))
+    until(lambda: one.events("workers.renewal_failed"))
     assert set(one.workers()) == before
     assert one.ask("/readyz")[0] == 200
     (tmp_path / "start").write_text("ok")
@@ -604,7 +604,7 @@ def test_a_changed_source_restarts_the_worker_and_a_broken_one_is_waited_out(
     assert one.events("source.changed")
     (tmp_path / "start").write_text("broken")
     change("and again")
-    until(lambda: one.events("worker.waits-for-change"))
+    until(lambda: one.events("worker.waiting_for_change"))
     (tmp_path / "start").write_text("ok")
     change("and mended")
     assert one.facts()["draining"] is False
@@ -621,7 +621,7 @@ def test_the_embedded_postgres_serves_the_workers_and_stops_after_them(service: 
     assert environment["GROUNDWORK_EMBEDDED"] == "1"
     for variable in ("DATABASE_URL", "DATABASE_MIGRATION_URL"):
         assert environment[variable].split(":")[2].split("@")[0] not in one.log
-    [event] = one.events("serving")
+    [event] = one.events("service.ready")
     assert ":***@127.0.0.1" in event["database"]
     assert event["data"].endswith("postgres")
     # Workers are bound by row-level security; what migrates owns the tables.
@@ -648,7 +648,7 @@ def test_a_postgres_that_is_killed_is_started_again_at_the_same_address(
     before = running_url(tmp_path / "data")
     worker, postgres = one.facts()["pid"], json.loads((tmp_path / "data" / "server.json").read_text())["pid"]
     os.kill(postgres, signal.SIGKILL)
-    until(lambda: one.events("postgres.started-again"))
+    until(lambda: one.events("postgres.restarted"))
     assert running_url(tmp_path / "data") == before
     assert one.facts()["pid"] == worker
 

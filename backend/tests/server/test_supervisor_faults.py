@@ -202,7 +202,7 @@ async def test_p1_a_worker_killed_in_mid_write_is_replaced_and_the_key_resolves_
     answer = await ana("POST", json={"title": "once"}, headers={"idempotency-key": "once"}, expect=201)
     assert ("idempotency-replayed" in answer.headers) == (fate == "committed")
     assert await stored(operator, ana) == ["before", "once"]
-    assert '"ended":"killed by SIGKILL"' in service.log
+    assert '"reason":"killed by SIGKILL"' in service.log
 
 
 async def test_p1_workers_killed_one_after_the_other_under_load_lose_and_double_nothing(
