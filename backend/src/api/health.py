@@ -295,6 +295,7 @@ _SCHEMA_OUTCOMES: dict[str, Outcome] = {
     "ahead": "warn",
     "unknown": "warn",
     "behind": "fail",
+    "foreign": "fail",
 }
 
 

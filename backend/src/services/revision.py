@@ -30,8 +30,15 @@ class CodeRevision:
         await schema.create_tables(self._connection)
 
     async def inspect(self, connection: Connection) -> SchemaObservation:
-        """A revision that this code does not know is taken for a newer one: old code runs on it."""
+        """Compare the stored revision with the code's.
+
+        An unknown revision is taken for a newer one, on which old code runs, unless the tables are missing: then
+        `alembic_version` belongs to another program, and every statement would fail.
+        """
         found = await schema.revision_of(connection)
+        # Tables do not vanish behind a current revision, so a known one is looked at once.
+        if (found not in self._known or not self._role_seen) and await schema.is_foreign(connection, found):
+            return SchemaObservation("foreign", found, self.expected)
         if found == self.expected:
             await self._look_at_role(connection)
             return SchemaObservation("current", found, self.expected)

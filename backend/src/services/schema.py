@@ -26,6 +26,7 @@ from ..config.database import ConnectionSettings
 from ..errors import DatabaseRefused, GroundworkError, RequestError, Unavailable
 from ..migrations import catalogue
 from ..models import make_engine, metadata
+from ..models.isolation import OWNER_COLUMNS
 from . import faults, hosts
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 _DIRECTORY = Path(migrations.__file__).parent
 _IDENTIFIER = re.compile(r"^(revision|down_revision)(?::[^=]+)? = (.+)$", re.MULTILINE)
 _CONNECT_SECONDS = 60.0
+
+_SCHEMA_OF_ITS_OWN = (
+    "Use an empty database, or a schema of its own: add ?options=-c%20search_path%3Dgroundwork to the URL "
+    "after CREATE SCHEMA groundwork."
+)
 
 # Alembic keeps the run under way in module globals (`alembic.context`, `alembic.op`), so one loop runs one at
 # a time, whatever the database.
@@ -86,6 +92,23 @@ async def revision_of(connection: asyncpg.Connection[Any]) -> str | None:
     # The name comes quoted from the server itself.
     revision: str | None = await connection.fetchval(f"SELECT version_num::text FROM {table}")  # noqa: S608
     return revision
+
+
+async def is_foreign(connection: asyncpg.Connection[Any], revision: str | None) -> bool:
+    """Whether `alembic_version` with this revision belongs to another program: the tables are not there.
+
+    Every schema from the first migration on has `users` and `tasks`, and the code's own and newer ones have all.
+    """
+    if revision is None:
+        return False
+    older = revision in known_revisions()[:-1]
+    expected = ("users", "tasks") if older else tuple(OWNER_COLUMNS)
+    tables: int = await connection.fetchval(
+        "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = current_schema() AND c.relname = ANY($1::text[]) AND c.relkind IN ('r', 'p')",
+        expected,
+    )
+    return tables < len(expected)
 
 
 async def create_tables(
@@ -154,7 +177,15 @@ async def _migrate(
 ) -> SchemaChange:
     async with _family(), _connected(settings) as keeper:
         # Nearly every start finds its work done: then one connection and two small reads are all it takes.
-        if (settled := _settled(await revision_of(keeper), target, back)) is not None:
+        found = await revision_of(keeper)
+        if await is_foreign(keeper, found):
+            raise DatabaseRefused(
+                "schema-occupied",
+                f"The migrations of another program made this schema: its alembic_version holds {found!r},"
+                " and the tables of Groundwork are not there.",
+                _SCHEMA_OF_ITS_OWN,
+            )
+        if (settled := _settled(found, target, back)) is not None:
             return settled
         schema = await keeper.fetchval("SELECT current_schema()")
         if schema is None:
@@ -290,8 +321,7 @@ async def _family() -> AsyncIterator[None]:
             raise DatabaseRefused(
                 "schema-occupied",
                 "The database holds a table named like one of ours that our migrations did not make.",
-                "Use an empty database, or a schema of its own: add ?options=-c%20search_path%3Dgroundwork to the URL "
-                "after CREATE SCHEMA groundwork.",
+                _SCHEMA_OF_ITS_OWN,
             ) from error
         diagnosis = faults.diagnose(error)
         if diagnosis.fatal:

@@ -33,10 +33,10 @@ class PoolObservation:
 class SchemaObservation:
     """`found` is the revision in the database (None: no migration ever ran), `expected` the code's own.
 
-    `seen_at` is when somebody last looked, in UTC.
+    `seen_at` is when it was last read, in UTC. `foreign`: the revision is that of another program's migrations.
     """
 
-    status: Literal["current", "behind", "ahead", "unknown"]
+    status: Literal["current", "behind", "ahead", "foreign", "unknown"]
     found: str | None
     expected: str
     seen_at: datetime | None = None
