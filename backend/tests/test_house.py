@@ -49,8 +49,8 @@ TELLS_MOMENTS = frozenset(
         "services/vitality.py",  # The moment of the last evidence: now, less its monotonic age.
         "embedded/lock.py",  # Since when somebody holds the lock.
         "services/signing.py",  # Until when a token is good: other machines have to agree on it.
-        "verify/connection.py",  # How long a certificate is still good.
-        "verify/database.py",  # How far the database's clock is from ours.
+        "verify/tls.py",  # How long a certificate is still good.
+        "verify/server.py",  # How far the database's clock is from ours.
         "api/health.py",  # When the pool was looked at.
     }
 )

@@ -24,7 +24,7 @@ from .users import user
 
 if TYPE_CHECKING:
     from ..config.settings import Settings
-    from ..verify.runner import Line, Report
+    from ..verify.runner import CheckRun, Report
 
 PROGRAM = "python -m src"
 INTERRUPTED = 130
@@ -84,11 +84,11 @@ def _report(error: GroundworkError) -> int:
     if isinstance(error, NotFound | Conflict | OutcomeUnknown):
         output.say(error.detail or f"{error.title}. {error.meaning}")
         return 1
-    from ..verify.runner import explain
+    from ..verify.explain import explain
 
-    finding = explain(error)
-    output.say(" ".join(text for text in (finding.cause, finding.remedy) if text))
-    return finding.exit_code
+    result = explain(error)
+    output.say(" ".join(text for text in (result.cause, result.remedy) if text))
+    return result.exit_code
 
 
 def _report_unexpected(error: Exception) -> int:
@@ -163,7 +163,7 @@ def verify(json: bool) -> int:
     output.quiet_logs()
     with ExitStack() as stack:
         load, source = database_target.for_verifying(stack)
-        report = asyncio.run(checks.run(load, source, say=_no_line if json else _say_line))
+        report = asyncio.run(checks.run(load, source, on_result=_no_line if json else _say_line))
     if json:
         output.emit_json(report.document(), indent=2)
     else:
@@ -171,17 +171,17 @@ def verify(json: bool) -> int:
     return report.exit_code
 
 
-def _no_line(_: Line) -> None:
+def _no_line(_: CheckRun) -> None:
     pass
 
 
-def _say_line(line: Line) -> None:
-    finding = line.finding
-    output.say_safely(f"{output.mark(finding.outcome)} {line.check.name:<16} ", finding.figure)
-    if finding.outcome != "passed" and finding.cause is not None:
-        for cause in finding.cause.splitlines():
+def _say_line(run: CheckRun) -> None:
+    result = run.result
+    output.say_safely(f"{output.mark(result.outcome)} {run.check.name:<16} ", result.summary)
+    if result.outcome != "passed" and result.cause is not None:
+        for cause in result.cause.splitlines():
             output.say_safely("    ", cause)
-        output.say_safely("    next: ", finding.remedy or "")
+        output.say_safely("    next: ", result.remedy or "")
 
 
 def _say_summary(report: Report) -> None:

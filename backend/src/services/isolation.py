@@ -48,8 +48,8 @@ async def standing(connection: asyncpg.Connection[Any]) -> Standing:
     return Standing(row["name"], row["schema"], unbound, row["owns"], row["role_exists"])
 
 
-def making_the_role(found: Standing) -> list[str]:
-    """What the owner of the tables has to say, so that the service can connect as a role that is bound."""
+def grants(found: Standing) -> list[str]:
+    """Statements that create the role `groundwork_app` where it is missing, and grant it what the service needs."""
     statements = [] if found.role_exists else [CREATE_ROLE]
     if found.schema != "public":
         statements.append(f'GRANT USAGE ON SCHEMA "{found.schema}" TO {ROLE}')
@@ -58,7 +58,7 @@ def making_the_role(found: Standing) -> list[str]:
         by_rights.setdefault(rights, []).append(table)
     statements += [f"GRANT {rights} ON {', '.join(tables)} TO {ROLE}" for rights, tables in by_rights.items()]
     statements.append(f"GRANT EXECUTE ON FUNCTION {', '.join(GATES)} TO {ROLE}")
-    return [*statements, f"CREATE ROLE app LOGIN PASSWORD '<a long one>' IN ROLE {ROLE}"]
+    return statements
 
 
 def mending(tables: set[str]) -> list[str]:

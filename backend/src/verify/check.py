@@ -1,4 +1,4 @@
-"""What the checks of `verify` share: the shape of a finding, and the things one check leaves for the next."""
+"""A check, its result, and what checks share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from ..config.database import ConnectionSettings, Host
     from ..config.settings import Settings
-    from ..services.database import Database
 
 
 class Outcome(StrEnum):
@@ -23,76 +22,80 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found: a figure for people; when something is wrong, its cause and the next thing to type.
+class CheckResult:
+    """The result of one check; `cause` and `remedy` are set unless it passed or did not run.
 
-    `exit_code` counts only where the outcome is FAILED: 1, or 3 when the configuration or a credential is at fault.
+    `exit_code` counts where the outcome is FAILED: 1, or 3 when the configuration or a credential is at fault.
     """
 
     outcome: Outcome
-    figure: str
+    summary: str
     cause: str | None = None
     remedy: str | None = None
     exit_code: int = 1
 
 
-def passed(figure: str) -> Finding:
-    return Finding(Outcome.PASSED, figure)
+def passed(summary: str) -> CheckResult:
+    return CheckResult(Outcome.PASSED, summary)
 
 
-def warned(figure: str, cause: str, remedy: str) -> Finding:
-    return Finding(Outcome.WARNED, figure, cause, remedy)
+def warned(summary: str, cause: str, remedy: str) -> CheckResult:
+    return CheckResult(Outcome.WARNED, summary, cause, remedy)
 
 
-def failed(figure: str, cause: str, remedy: str, *, exit_code: int = 1) -> Finding:
-    return Finding(Outcome.FAILED, figure, cause, remedy, exit_code)
+def failed(summary: str, cause: str, remedy: str, *, exit_code: int = 1) -> CheckResult:
+    return CheckResult(Outcome.FAILED, summary, cause, remedy, exit_code)
 
 
-def not_run(why: str) -> Finding:
-    return Finding(Outcome.NOT_RUN, why)
+def not_run(reason: str) -> CheckResult:
+    return CheckResult(Outcome.NOT_RUN, reason)
+
+
+def statements_as(role: str, *statements: str) -> str:
+    """A remedy in SQL: the role that has the rights to run it in this database, and the statements."""
+    return "\n".join([f'As role "{role}":', *(f"{statement};" for statement in statements)])
 
 
 @dataclass
-class Examination:
-    """One run of the checks. A check fills in what the checks that need it read."""
+class CheckContext:
+    """State of one run. A check sets what the checks that require it read."""
 
     load: Callable[[], Settings]
     source: str
     settings: Settings = field(init=False)
-    connection: ConnectionSettings = field(init=False)
-    addresses: dict[Host, tuple[str, ...]] = field(init=False, default_factory=dict)
+    address: ConnectionSettings = field(init=False)
+    ip_addresses: dict[Host, tuple[str, ...]] = field(init=False, default_factory=dict)
     reachable: Host = field(init=False)
-    wire: asyncpg.Connection[Any] = field(init=False)
-    database: Database = field(init=False)
+    connection: asyncpg.Connection[Any] = field(init=False)
     closers: list[Callable[[], Awaitable[None]]] = field(init=False, default_factory=list)
 
     @property
-    def connect_seconds(self) -> float:
-        """How long one attempt to connect may take: the address's own word, else the setting."""
-        asked = self.connection.connect_timeout_seconds
-        return self.settings.database_connect_timeout_seconds if asked is None else asked
+    def connect_timeout_seconds(self) -> float:
+        """The timeout of one attempt to connect: the URL's, else the setting."""
+        of_url = self.address.connect_timeout_seconds
+        return self.settings.database_connect_timeout_seconds if of_url is None else of_url
 
-    async def ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        """The rows of a catalogue query.
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Rows of a catalogue query.
 
-        In a transaction of its own: behind a pooler, preparing and running a statement outside of one may
-        meet two different backends.
+        Each runs in a transaction: behind a pooler, preparing and executing a statement outside of one may
+        reach two different backends.
         """
-        async with self.wire.transaction(readonly=True):
-            return list(await self.wire.fetch(query, *arguments))
+        async with self.connection.transaction(readonly=True):
+            return list(await self.connection.fetch(query, *arguments))
 
-    async def be_brief(self) -> None:
-        """In this transaction wait no longer for a lock than requests do: describing a table takes one, too."""
-        patience = f"{int(1000 * self.settings.database_lock_timeout_seconds)}ms"
-        await self.wire.fetchval("SELECT set_config('lock_timeout', $1::text, true)", patience)
+    async def limit_lock_wait(self) -> None:
+        """Apply the service's lock timeout to this transaction: describing a table takes a lock, too."""
+        timeout = f"{int(1000 * self.settings.database_lock_timeout_seconds)}ms"
+        await self.connection.fetchval("SELECT set_config('lock_timeout', $1::text, true)", timeout)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise that can be looked at. `needs` names the checks without which it cannot run."""
+    """A named check. It runs only if the checks named in `requires` passed, perhaps with a warning."""
 
     name: str
-    promise: str
-    look: Callable[[Examination], Awaitable[Finding]]
-    needs: tuple[str, ...] = ()
-    bound_seconds: float = 10.0
+    description: str
+    run: Callable[[CheckContext], Awaitable[CheckResult]]
+    requires: tuple[str, ...] = ()
+    timeout_seconds: float = 10.0

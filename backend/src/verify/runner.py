@@ -1,7 +1,6 @@
-"""Named checks of everything the service stands on, each with what it found and, on failure, what to type next.
+"""Runs the checks of everything that the service depends on.
 
-`CHECKS` is the list, in order; `run` looks at each in turn. Nothing of the database is changed: what the checks
-write is rolled back.
+`CHECKS` is the list, in order. Nothing of the database is changed: what checks write is rolled back.
 """
 
 from __future__ import annotations
@@ -14,93 +13,77 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.command_line import command
 from ..config.version import VERSION
-from ..errors import ConfigurationError, DatabaseRefused, GroundworkError, Overloaded, RequestError
-from ..services.faults import as_refusal, diagnose
-from . import connection as reach
-from . import database as store
-from . import isolation
-from .check import Check, Examination, Finding, Outcome, failed, not_run
+from . import data, isolation, network, privileges, schema, server, tls
+from .check import Check, CheckContext, CheckResult, Outcome, failed, not_run
+from .configuration import configuration
+from .explain import explain
+from .service import service
 
 if TYPE_CHECKING:
     from ..config.settings import Settings
 
-BOUND_SECONDS = 30.0
+__all__ = ["CHECKS", "CheckRun", "Report", "explain", "run"]
+
+TIMEOUT_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 
 CHECKS: tuple[Check, ...] = (
-    Check("configuration", "The settings are complete and valid.", reach.configuration),
-    Check("DNS", "Each host of the address has an address of its own.", reach.names, ("configuration",)),
-    Check("network", "The port takes a connection.", reach.network, ("DNS",), bound_seconds=12.0),
-    Check("TLS", "The server's certificate is verified before a password leaves.", reach.tls, ("network",)),
-    Check(
-        "credentials",
-        "The server knows the role, its password and the database.",
-        reach.credentials,
-        ("TLS",),
-    ),
-    Check("server version", "PostgreSQL is 15, 16, 17 or 18.", reach.version, ("credentials",)),
-    Check("pooler", "What stands in between is what the configuration says.", reach.pooler, ("credentials",)),
-    Check("latency", "A round trip is short.", reach.latency, ("credentials",)),
+    Check("configuration", "The settings are complete and valid.", configuration),
+    Check("DNS", "Each host of the address resolves.", network.dns, ("configuration",)),
+    Check("network", "The port accepts connections.", network.network, ("DNS",), timeout_seconds=12.0),
+    Check("TLS", "The server's certificate is verified before a password is sent.", tls.tls, ("network",)),
+    Check("credentials", "The role can log in to the database.", server.credentials, ("TLS",)),
+    Check("server version", "PostgreSQL is 15, 16, 17 or 18.", server.version, ("credentials",)),
+    Check("encoding", "The database's encoding is UTF8.", server.encoding, ("credentials",)),
+    Check("pooler", "The pooler is the one that is configured.", server.pooler, ("credentials",)),
+    Check("latency", "A round trip is short.", server.latency, ("credentials",)),
     Check(
         "durability",
         "A committed row survives a crash: fsync, synchronous_commit and full_page_writes are on.",
-        store.durability,
+        server.durability,
         ("credentials",),
     ),
-    Check("schema revision", "The migrations have run.", store.revision, ("credentials",)),
-    Check(
-        "tables",
-        "Tables, columns, constraints, indexes, policies and rights are as the models declare them.",
-        store.tables,
-        ("schema revision",),
-    ),
-    Check(
-        "users and tasks",
-        "Users and tasks can be written, read, changed and deleted.",
-        store.crud,
-        ("schema revision",),
-    ),
-    Check("cascade", "A deleted user's tasks go along.", store.cascade, ("users and tasks",)),
-    Check("uniqueness", "One e-mail address is one user.", store.uniqueness, ("users and tasks",)),
-    Check(
-        "isolation",
-        "PostgreSQL itself shows nobody another user's rows.",
-        isolation.isolated,
-        ("schema revision",),
-    ),
-    Check("rights", "The role may do what it must, and no more.", store.rights, ("credentials",)),
-    Check("clock", "The server's clock agrees with ours.", store.clock, ("credentials",)),
-    Check("service", "The running service, if there is one, is healthy.", store.service, ("configuration",)),
+    Check("schema revision", "The migrations have run.", schema.revision, ("credentials",)),
+    Check("tables", "The schema is as the models declare it.", schema.tables, ("schema revision",)),
+    Check("users and tasks", "The service's statements work.", data.crud, ("schema revision",)),
+    Check("cascade", "Deleting a user deletes the user's tasks.", data.cascade, ("users and tasks",)),
+    Check("uniqueness", "An e-mail address belongs to one user.", data.uniqueness, ("users and tasks",)),
+    Check("isolation", "Row-level security separates users.", isolation.isolated, ("schema revision",)),
+    Check("privileges", "The role has the privileges it needs.", privileges.privileges, ("credentials",)),
+    Check("grantees", "No other role has privileges.", privileges.grantees, ("schema revision",)),
+    Check("migration", "The role that migrates can change the schema.", schema.migration, ("credentials",)),
+    Check("clock", "The clocks of server and service agree.", server.clock, ("credentials",)),
+    Check("service", "The running service, if there is one, is healthy.", service, ("configuration",)),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One check and what it found, in how many seconds."""
+class CheckRun:
+    """A check, its result and its duration."""
 
     check: Check
-    finding: Finding
+    result: CheckResult
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What all checks found, in their order, and how long they took together."""
+    """The results of all checks, in order, and the duration of the run."""
 
-    lines: tuple[Line, ...]
+    runs: tuple[CheckRun, ...]
     seconds: float
 
     @property
     def exit_code(self) -> int:
         """0: no check failed; 3: the configuration or a credential is at fault; 1: another check failed."""
-        codes = [line.finding.exit_code for line in self.lines if line.finding.outcome is Outcome.FAILED]
+        codes = [run.result.exit_code for run in self.runs if run.result.outcome is Outcome.FAILED]
         return max(codes, default=0)
 
     def count(self, outcome: Outcome) -> int:
-        return sum(line.finding.outcome is outcome for line in self.lines)
+        return sum(run.result.outcome is outcome for run in self.runs)
 
     def document(self) -> dict[str, Any]:
-        """The report as `verify --json` prints it. `cause` and `remedy` are null where all is well."""
+        """The report as `verify --json` prints it. `cause` and `remedy` are null where a check passed."""
         return {
             "ok": self.exit_code == 0,
             "exit_code": self.exit_code,
@@ -108,14 +91,14 @@ class Report:
             "seconds": round(self.seconds, 3),
             "checks": [
                 {
-                    "name": line.check.name,
-                    "outcome": str(line.finding.outcome),
-                    "figure": line.finding.figure,
-                    "cause": line.finding.cause,
-                    "remedy": line.finding.remedy,
-                    "seconds": round(line.seconds, 4),
+                    "name": run.check.name,
+                    "outcome": str(run.result.outcome),
+                    "summary": run.result.summary,
+                    "cause": run.result.cause,
+                    "remedy": run.result.remedy,
+                    "seconds": round(run.seconds, 4),
                 }
-                for line in self.lines
+                for run in self.runs
             ],
         }
 
@@ -124,132 +107,58 @@ async def run(
     load: Callable[[], Settings],
     source: str = "DATABASE_URL",
     *,
-    say: Callable[[Line], None] = lambda _: None,
-    bound_seconds: float = BOUND_SECONDS,
+    on_result: Callable[[CheckRun], None] = lambda _: None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Report:
-    """Look at every check in order, telling `say` each line as it is known.
+    """Run every check in order, and pass each result to `on_result`.
 
-    `load` gives the settings, or raises ConfigurationError; `source` says where the address came from. The whole
-    run ends within `bound_seconds`, however silent the network is, and leaves no connection open.
+    `load` returns the settings or raises ConfigurationError; `source` says where the URL came from. The run ends
+    within `timeout_seconds`, also on a silent network, and leaves no connection open.
     """
-    begun = time.monotonic()
-    examination = Examination(load, source)
-    lines: list[Line] = []
+    start = time.monotonic()
+    context = CheckContext(load, source)
+    runs: list[CheckRun] = []
     try:
         for check in CHECKS:
             started = time.monotonic()
-            left = bound_seconds - (started - begun)
-            finding = await _look(check, examination, lines, left, bound_seconds)
-            lines.append(Line(check, finding, time.monotonic() - started))
-            say(lines[-1])
+            left = timeout_seconds - (started - start)
+            result = await _run_check(check, context, runs, left, timeout_seconds)
+            runs.append(CheckRun(check, result, time.monotonic() - started))
+            on_result(runs[-1])
     finally:
-        await _close(examination)
-    return Report(tuple(lines), time.monotonic() - begun)
+        await _close(context)
+    return Report(tuple(runs), time.monotonic() - start)
 
 
-async def _look(
-    check: Check, examination: Examination, lines: list[Line], left: float, whole: float
-) -> Finding:
-    sound = {line.check.name for line in lines if line.finding.outcome in (Outcome.PASSED, Outcome.WARNED)}
-    missing = [name for name in check.needs if name not in sound]
+async def _run_check(
+    check: Check, context: CheckContext, runs: list[CheckRun], left: float, whole: float
+) -> CheckResult:
+    sound = {run.check.name for run in runs if run.result.outcome in (Outcome.PASSED, Outcome.WARNED)}
+    missing = [name for name in check.requires if name not in sound]
     if missing:
-        return not_run(f"not run: needs {missing[0]}")
+        return not_run(f"not run: requires {missing[0]}")
     if left <= 0:
-        return not_run(f"not run: the {whole:.0f} s of the whole run are over")
-    bound = min(check.bound_seconds, left)
+        return not_run(f"not run: the run's {whole:.0f} s are over")
+    timeout_seconds = min(check.timeout_seconds, left)
     try:
-        async with asyncio.timeout(bound) as limit:
-            return await check.look(examination)
+        async with asyncio.timeout(timeout_seconds) as timeout:
+            return await check.run(context)
     except Exception as error:
-        # A check is there to find faults: whatever it meets becomes its finding.
-        if isinstance(error, TimeoutError) and limit.expired():
+        # Checks exist to find faults: any error is a result.
+        if isinstance(error, TimeoutError) and timeout.expired():
             return failed(
-                f"no answer within {bound:.0f} s",
-                "The database server took the connection and fell silent, or the network between swallows packets.",
+                f"no response within {timeout_seconds:.0f} s",
+                "The server accepted the connection and fell silent, or the network drops packets.",
                 command("verify") + "   # again; then the server's log and load",
             )
         return explain(error)
 
 
-async def _close(examination: Examination) -> None:
-    for close in reversed(examination.closers):
+async def _close(context: CheckContext) -> None:
+    for close in reversed(context.closers):
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await close()
         except Exception as error:
-            # The run is over and its findings stand; a connection that will not close politely dies with us.
+            # The results stand; a connection that does not close ends with the process.
             del error
-
-
-# What a reason means for the person who runs the checks, and what to type next.
-_CAUSES: dict[str, tuple[str, str]] = {
-    "insufficient-privilege": (
-        "The role lacks a right.",
-        'psql -c "GRANT groundwork_app TO <role>"   # as the owner of the tables, who made that role by migrating',
-    ),
-    "read-only": (
-        "The database is read-only: a standby, or default_transaction_read_only is on. Nothing could be written.",
-        "Name the primary in DATABASE_URL (with several hosts: target_session_attrs=read-write).",
-    ),
-    "disk-full": ("The database server's disk is full.", "df -h   # on the database server"),
-    "too-many-connections": (
-        "The server takes no more connections.",
-        'psql -c "SELECT usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2"',
-    ),
-    "server-starting": ("The server is starting up, shutting down or recovering.", "Wait, and try again."),
-    "lock-timeout": (
-        "Somebody holds a lock on the tables.",
-        "psql -c \"SELECT pid, state, query FROM pg_stat_activity WHERE state <> 'idle'\"",
-    ),
-    "statement-timeout": (
-        "The server took too long over a statement.",
-        "psql -c \"SELECT pid, state, query FROM pg_stat_activity WHERE state <> 'idle'\"",
-    ),
-    "connection-refused": ("Nothing listens at the address.", "Start PostgreSQL, or mend DATABASE_URL."),
-    "host-not-found": (
-        "The host of the address has no address of its own.",
-        "Mend the host in DATABASE_URL.",
-    ),
-    "connection-lost": (
-        "The connection was lost in the middle.",
-        "Try again; then look into the database server's log and at the network between.",
-    ),
-    "timeout": (
-        "The server did not answer in time.",
-        "Try again; a Neon compute that slept is awake by then. Else look at the server's load.",
-    ),
-}
-
-
-def explain(error: Exception) -> Finding:
-    """A finding for an error: cause and remedy in our own words, never the driver's text."""
-    if isinstance(error, ConfigurationError):
-        causes = "\n".join(f"{fault.variable}: {fault.problem}" for fault in error.faults)
-        remedies = " ".join(dict.fromkeys(fault.remedy for fault in error.faults))
-        return failed("refused", causes, remedies, exit_code=error.exit_code)
-    if isinstance(error, DatabaseRefused):
-        return failed("refused", error.detail, error.remedy, exit_code=error.exit_code)
-    if isinstance(error, Overloaded):
-        return failed("no connection", "No connection came free in time.", command("verify") + "   # again")
-    if isinstance(error, GroundworkError) and not isinstance(error, RequestError):
-        return failed(
-            "refused", str(error), f"Then: {command('verify')}", exit_code=getattr(error, "exit_code", 1)
-        )
-    reason = getattr(error, "reason", None)
-    if not isinstance(reason, str):
-        diagnosis = diagnose(error)
-        if diagnosis.fatal:
-            refusal = as_refusal(diagnosis)
-            return failed("refused", refusal.detail, refusal.remedy, exit_code=refusal.exit_code)
-        reason = diagnosis.reason
-    if reason == "schema-mismatch":
-        return failed("schema", "The tables are not those that the code expects.", command("migrate up"))
-    if reason in _CAUSES:
-        cause, remedy = _CAUSES[reason]
-        return failed(reason.replace("-", " "), cause, remedy)
-    kind = type(error).__name__
-    return failed(
-        reason.replace("-", " "),
-        f"It ended early ({kind}).",
-        "Look into the database server's log at this moment.",
-    )

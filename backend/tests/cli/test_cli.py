@@ -371,7 +371,7 @@ def test_verify_reports_to_people_on_standard_error_with_marks(
     assert "✓ credentials" in result.stderr
     assert "✗ durability" in result.stderr
     assert "– service" in result.stderr
-    assert "next: psql" in result.stderr
+    assert "next: Start the server without -c fsync=off" in result.stderr
 
 
 def test_verify_speaks_ascii_where_nothing_else_can_be_shown(

@@ -15,6 +15,7 @@ from sqlmodel import select
 from structlog.testing import capture_logs
 
 from clusters import postgres_15_binaries
+from remedies import run_statements
 from src.config.database import parse
 from src.config.settings import load_settings
 from src.embedded.roles import APPLICATION
@@ -27,15 +28,15 @@ from src.services.database import Database
 from src.services.revision import CodeRevision
 from src.services.tasks import IdempotencyKey, Known
 from src.verify import runner
-from src.verify.check import Finding, Outcome
+from src.verify.check import CheckResult, Outcome
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
-async def isolation(url: str, migration_url: str | None = None) -> Finding:
+async def isolation(url: str, migration_url: str | None = None) -> CheckResult:
     loaded = load_settings(database_url=url, database_migration_url=migration_url or url, port=1)
     report = await runner.run(lambda: loaded)
-    (found,) = [line.finding for line in report.lines if line.check.name == "isolation"]
+    (found,) = [run.result for run in report.runs if run.check.name == "isolation"]
     return found
 
 
@@ -199,15 +200,12 @@ async def test_a_migrator_who_may_make_no_role_goes_on_and_is_told_what_is_missi
     said = [entry for entry in logs if entry["event"] == "isolation.role-not-bound"]
     assert [entry["because"] for entry in said] == ["owner of the tables"]
 
-    # `verify` prints the SQL; said by somebody who may make roles, it makes the role.
+    # `verify` prints the SQL, and a role that may create roles.
     found = await isolation(plain)
     assert found.outcome is Outcome.WARNED
-    assert "owner of the tables" in found.figure
-    administration = await asyncpg.connect(without_role.url_for("theirs"))
-    for statement in re.findall(r"^(?:CREATE|GRANT).*;$", str(found.remedy), re.MULTILINE):
-        await administration.execute(statement.replace("<a long one>", "long"))
-    await administration.close()
-    app = f"postgresql://app:long@127.0.0.1:{without_role.port}/theirs"
+    assert "owner of the tables" in found.summary
+    await run_statements(found.remedy, {"groundwork": without_role.url_for("theirs")}.__getitem__)
+    app = f"postgresql://app:pw@127.0.0.1:{without_role.port}/theirs"
     assert (await isolation(app, plain)).outcome is Outcome.PASSED
     assert await schema.differences(parse(plain)) == []
     async with Database(parse(app)) as database:
@@ -228,7 +226,11 @@ async def test_a_role_that_passes_by_is_warned_about_at_the_start_and_by_verify(
         assert (said["role"], said["because"], said["log_level"]) == (role, "BYPASSRLS", "warning")
         found = await isolation(url)
         assert found.outcome is Outcome.WARNED
-        assert "CREATE ROLE app LOGIN" in str(found.remedy)
+        statements = await run_statements(found.remedy, {"groundwork": database_url}.__getitem__)
+        [login] = re.findall(r'CREATE ROLE "(\w+)" LOGIN', statements[-1])
+        bound = f"postgresql://{login}:pw@{database_url.rpartition('@')[2]}"
+        assert (await isolation(bound, database_url)).outcome is Outcome.PASSED
+        await owner.execute(f"DROP ROLE {login}")
     finally:
         await owner.execute(f"DROP ROLE {role}")
 
@@ -291,11 +293,7 @@ async def test_verify_fails_over_a_wall_that_has_a_hole(
     await owner.execute(breach)
     found = await isolation(url, database_url)
     assert found.outcome is Outcome.FAILED
-    if "more" in breach:
-        await owner.execute("DROP POLICY more ON tasks")
-    else:
-        # What it says to type is what helps.
-        await owner.execute(str(found.remedy))
+    await run_statements(found.remedy, {"groundwork": database_url}.__getitem__)
     sound = Outcome.WARNED if role == "owner" else Outcome.PASSED
     assert (await isolation(url, database_url)).outcome is sound
 
@@ -315,7 +313,7 @@ async def test_verify_tries_for_a_foreign_row_for_real(
     found = await isolation(app_database_url, database_url)
     assert found.outcome is Outcome.FAILED
     for verb in ("read", "changed", "deleted", "added"):
-        assert verb in found.figure
+        assert verb in found.summary
     assert await owner.fetchval("SELECT count(*) FROM users") == before
 
 

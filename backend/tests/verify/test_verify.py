@@ -6,6 +6,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
+import re
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,31 +20,33 @@ import asyncpg
 import pytest
 
 from clusters import Authority, PgBouncer, Proxy, Thief, at, resolving
+from conftest import Administrator
+from remedies import run_statements
 from src.config.database import parse
 from src.config.settings import load_settings
 from src.embedded.server import EmbeddedPostgres
 from src.services import schema
-from src.verify import database, runner
-from src.verify.check import Outcome
-from src.verify.runner import CHECKS, Report
+from src.verify import runner, server
+from src.verify.check import CheckResult, Outcome
+from src.verify.runner import CHECKS, CheckRun, Report
 from waiting import eventually
 
 CANARY = "p%@:/ é"
 
 
-async def examine(url: str, bound_seconds: float = runner.BOUND_SECONDS, **settings: Any) -> Report:
+async def examine(url: str, timeout_seconds: float = runner.TIMEOUT_SECONDS, **settings: Any) -> Report:
     # Port 1 is nobody's: a service that happens to run on this machine is not part of these tests.
     loaded = load_settings(database_url=url, **({"port": 1} | settings))
-    return await runner.run(lambda: loaded, bound_seconds=bound_seconds)
+    return await runner.run(lambda: loaded, timeout_seconds=timeout_seconds)
 
 
-def finding(report: Report, name: str) -> runner.Finding:
-    (found,) = [line.finding for line in report.lines if line.check.name == name]
+def result(report: Report, name: str) -> CheckResult:
+    (found,) = [run.result for run in report.runs if run.check.name == name]
     return found
 
 
 def failures(report: Report) -> list[str]:
-    return [line.check.name for line in report.lines if line.finding.outcome is Outcome.FAILED]
+    return [run.check.name for run in report.runs if run.result.outcome is Outcome.FAILED]
 
 
 async def execute(url: str, *statements: str) -> None:
@@ -73,8 +78,8 @@ def test_every_check_has_a_name_a_promise_and_needs_only_what_was_looked_at_befo
     seen: set[str] = set()
     for check in CHECKS:
         assert check.name not in seen
-        assert set(check.needs) <= seen
-        assert check.promise.endswith(".")
+        assert set(check.requires) <= seen
+        assert check.description.endswith(".")
         seen.add(check.name)
 
 
@@ -85,21 +90,21 @@ async def test_a_sound_database_passes_every_check(private_postgres: Callable[..
     server = private_postgres()
     await schema.create_tables(parse(server.url))
     settings = load_settings(database_url=server.application_url, port=1)
-    said: list[runner.Line] = []
+    said: list[CheckRun] = []
     reports: list[Report] = []
 
     async def latency_is_passed() -> bool:
         """A busy machine may make round trips long, and they are warned about."""
         said.clear()
-        reports.append(await runner.run(lambda: settings, say=said.append))
-        return finding(reports[-1], "latency").outcome is Outcome.PASSED
+        reports.append(await runner.run(lambda: settings, on_result=said.append))
+        return result(reports[-1], "latency").outcome is Outcome.PASSED
 
     await eventually(latency_is_passed)
     report = reports[-1]
     assert report.exit_code == 0
     assert report.count(Outcome.PASSED) == len(CHECKS) - 1, report.document()
-    assert finding(report, "service").outcome is Outcome.NOT_RUN
-    assert [line.check for line in said] == list(CHECKS)
+    assert result(report, "service").outcome is Outcome.NOT_RUN
+    assert [run.check for run in said] == list(CHECKS)
     document = json.loads(json.dumps(report.document()))
     assert document["ok"] is True
     assert [check["name"] for check in document["checks"]] == [check.name for check in CHECKS]
@@ -115,8 +120,8 @@ async def test_nothing_of_the_database_is_changed(database_url: str) -> None:
     )
     before = await everything(database_url)
     report = await examine(database_url)
-    assert finding(report, "users and tasks").outcome is Outcome.PASSED
-    assert finding(report, "uniqueness").outcome is Outcome.PASSED
+    assert result(report, "users and tasks").outcome is Outcome.PASSED
+    assert result(report, "uniqueness").outcome is Outcome.PASSED
     assert await everything(database_url) == before
 
 
@@ -125,6 +130,8 @@ async def everything(url: str) -> dict[str, list[Any]]:
     queries = {
         "users": "SELECT xmin::text, * FROM users",
         "tasks": "SELECT xmin::text, * FROM tasks",
+        "deleted users": "SELECT xmin::text, * FROM deleted_users",
+        "idempotency keys": "SELECT xmin::text, * FROM idempotency_keys",
         "classes": "SELECT oid, xmin::text, relname, relkind, relfilenode, relacl::text FROM pg_class",
         "columns": "SELECT xmin::text, attrelid, attname FROM pg_attribute",
         "constraints": "SELECT xmin::text, conname FROM pg_constraint",
@@ -157,17 +164,17 @@ async def test_a_cancelled_run_closes_its_connections(database_url: str, postgre
         reached = asyncio.Event()
         settings = load_settings(database_url=proxy.through(database_url), port=1)
 
-        def say(line: runner.Line) -> None:
-            if line.check.name == "latency":
+        def on_result(run: CheckRun) -> None:
+            if run.check.name == "latency":
                 reached.set()
                 proxy.freeze()
 
-        run = asyncio.create_task(runner.run(lambda: settings, say=say))
+        task = asyncio.create_task(runner.run(lambda: settings, on_result=on_result))
         await reached.wait()
         await asyncio.sleep(0.1)
-        run.cancel()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await run
+            await task
         proxy.thaw()
         await eventually(lambda: not proxy.open_connections)
 
@@ -179,15 +186,15 @@ async def test_a_refused_port_is_named_and_what_depends_on_it_is_not_run(databas
     report = await examine(at(database_url, 1))
     assert failures(report) == ["network"]
     assert report.exit_code == 1
-    assert "127.0.0.1:1" in str(finding(report, "network").cause)
-    assert finding(report, "TLS").figure == "not run: needs network"
+    assert "127.0.0.1:1" in str(result(report, "network").cause)
+    assert result(report, "TLS").summary == "not run: requires network"
     assert report.count(Outcome.PASSED) == 2
 
 
 async def test_an_unknown_host_is_named() -> None:
     report = await examine("postgresql://u:pw@nowhere.invalid/x")
     assert failures(report) == ["DNS"]
-    assert "nowhere.invalid" in str(finding(report, "DNS").cause)
+    assert "nowhere.invalid" in str(result(report, "DNS").cause)
 
 
 async def test_one_living_host_of_several_is_enough_and_the_dead_one_is_named(
@@ -195,10 +202,10 @@ async def test_one_living_host_of_several_is_enough_and_the_dead_one_is_named(
 ) -> None:
     url = database_url.replace(f"127.0.0.1:{postgres.port}", f"127.0.0.1:1,127.0.0.1:{postgres.port}")
     report = await examine(url)
-    network = finding(report, "network")
+    network = result(report, "network")
     assert network.outcome is Outcome.WARNED
     assert "127.0.0.1:1 " in str(network.cause)
-    assert finding(report, "users and tasks").outcome is Outcome.PASSED
+    assert result(report, "users and tasks").outcome is Outcome.PASSED
 
 
 async def test_a_silent_server_ends_within_the_bound(database_url: str, postgres: EmbeddedPostgres) -> None:
@@ -206,7 +213,7 @@ async def test_a_silent_server_ends_within_the_bound(database_url: str, postgres
         proxy.black_hole()
         begun = time.monotonic()
         report = await examine(
-            proxy.through(database_url), bound_seconds=1.5, database_connect_timeout_seconds=60
+            proxy.through(database_url), timeout_seconds=1.5, database_connect_timeout_seconds=60
         )
         assert time.monotonic() - begun < 30
     assert failures(report) == ["credentials"]
@@ -219,15 +226,15 @@ async def test_a_server_that_falls_silent_in_the_middle_ends_within_the_bound(
     with Proxy(postgres.port) as proxy:
         settings = load_settings(database_url=proxy.through(database_url), port=1)
 
-        def say(line: runner.Line) -> None:
-            if line.check.name == "durability":
+        def on_result(run: CheckRun) -> None:
+            if run.check.name == "durability":
                 proxy.black_hole()
 
         begun = time.monotonic()
-        report = await runner.run(lambda: settings, say=say, bound_seconds=2)
+        report = await runner.run(lambda: settings, on_result=on_result, timeout_seconds=2)
         assert time.monotonic() - begun < 40
     assert "schema revision" in failures(report)
-    assert finding(report, "clock").outcome is Outcome.NOT_RUN
+    assert result(report, "clock").outcome is Outcome.NOT_RUN
 
 
 async def test_what_answers_but_is_no_postgresql_is_told(tmp_path: Path) -> None:
@@ -243,7 +250,7 @@ async def test_what_answers_but_is_no_postgresql_is_told(tmp_path: Path) -> None
     finally:
         server.close()
     assert failures(report) == ["TLS"]
-    assert "does not speak PostgreSQL" in str(finding(report, "TLS").cause)
+    assert "does not speak PostgreSQL" in str(result(report, "TLS").cause)
 
 
 # TLS
@@ -257,14 +264,14 @@ async def test_a_verified_certificate_is_described(
         report = await examine(
             f"{proxy.through(database_url)}?sslmode=verify-full&sslrootcert={authority.root_path}"
         )
-        tls = finding(report, "TLS")
+        tls = result(report, "TLS")
         assert tls.outcome is Outcome.PASSED
         for part in ("TLSv1.3", "name and CA", "trustme", "days left"):
-            assert part in tls.figure
-        assert finding(report, "users and tasks").outcome is Outcome.PASSED
-        unverified = finding(await examine(f"{proxy.through(database_url)}?sslmode=require"), "TLS")
+            assert part in tls.summary
+        assert result(report, "users and tasks").outcome is Outcome.PASSED
+        unverified = result(await examine(f"{proxy.through(database_url)}?sslmode=require"), "TLS")
         assert unverified.outcome is Outcome.WARNED
-        assert "not verified" in unverified.figure
+        assert "not verified" in unverified.summary
 
 
 @pytest.mark.parametrize(
@@ -294,7 +301,7 @@ async def test_a_server_without_tls_is_refused_before_a_password_leaves() -> Non
         assert thief.passwords == []
     assert failures(report) == ["TLS"]
     assert report.exit_code == 3
-    assert "no TLS" in str(finding(report, "TLS").cause)
+    assert "no TLS" in str(result(report, "TLS").cause)
 
 
 # Credentials
@@ -305,14 +312,14 @@ async def test_a_wrong_password_is_a_fault_of_credentials(database_url: str) -> 
     report = await examine(url)
     assert failures(report) == ["credentials"]
     assert report.exit_code == 3
-    assert "DATABASE_URL" in str(finding(report, "credentials").remedy)
+    assert "DATABASE_URL" in str(result(report, "credentials").remedy)
 
 
 async def test_an_unknown_database_is_a_fault_of_credentials(postgres: EmbeddedPostgres) -> None:
     report = await examine(postgres.url_for("nowhere"))
     assert failures(report) == ["credentials"]
     assert report.exit_code == 3
-    assert "no database of that name" in str(finding(report, "credentials").cause)
+    assert "no database of that name" in str(result(report, "credentials").cause)
 
 
 # Durability (D13)
@@ -327,8 +334,8 @@ async def test_a_server_that_can_lose_committed_rows_fails(
     report = await examine(server.url)
     assert failures(report) == ["durability"]
     assert report.exit_code == 1
-    assert f"{setting} (set by command line) is off" in str(finding(report, "durability").cause)
-    assert "on;" in str(finding(report, "durability").remedy)
+    assert f"{setting} (set by command line) is off" in str(result(report, "durability").cause)
+    assert f"without -c {setting}=off" in str(result(report, "durability").remedy)
 
 
 async def test_synchronous_commit_switched_off_for_the_role_alone_is_found(
@@ -336,9 +343,37 @@ async def test_synchronous_commit_switched_off_for_the_role_alone_is_found(
 ) -> None:
     async with role(database_url, "SELECT, INSERT, UPDATE, DELETE ON users, tasks, alembic_version") as url:
         await execute(database_url, f"ALTER ROLE {parse(url).user} SET synchronous_commit = off")
-        durability = finding(await examine(url), "durability")
-    assert "synchronous_commit (set by user)" in str(durability.cause)
-    assert "RESET synchronous_commit" in str(durability.remedy)
+        durability = result(await examine(url), "durability")
+        assert "synchronous_commit (set by user)" in str(durability.cause)
+        await run_statements(durability.remedy, {parse(url).user: url}.__getitem__)
+        # The server's own setting, which the role's hid, is the next finding.
+        assert "set by user" not in str(result(await examine(url), "durability").cause)
+
+
+async def test_each_place_that_switches_synchronous_commit_off_has_a_statement_that_helps(
+    private_postgres: Callable[..., EmbeddedPostgres],
+) -> None:
+    server = private_postgres()
+    await schema.create_tables(parse(server.url))
+    for off, source in (
+        ("ALTER ROLE groundwork SET synchronous_commit = off", "user"),
+        ("ALTER DATABASE groundwork SET synchronous_commit = off", "database"),
+        ("ALTER ROLE groundwork IN DATABASE groundwork SET synchronous_commit = off", "database user"),
+        ("ALTER SYSTEM SET synchronous_commit = off", "configuration file"),
+    ):
+        await execute(server.url, off, "SELECT pg_reload_conf()")
+
+        async def found(source: str = source) -> bool:
+            return f"(set by {source})" in str(result(await examine(server.url), "durability").cause)
+
+        await eventually(found)
+        durability = result(await examine(server.url), "durability")
+        await run_statements(durability.remedy, {"groundwork": server.url}.__getitem__)
+
+        async def sound() -> bool:
+            return result(await examine(server.url), "durability").outcome is Outcome.PASSED
+
+        await eventually(sound)
 
 
 async def test_neon_keeps_its_promise_in_its_storage_so_fsync_is_not_asked_for(
@@ -348,9 +383,9 @@ async def test_neon_keeps_its_promise_in_its_storage_so_fsync_is_not_asked_for(
     authority = Authority(tmp_path)
     with Proxy(postgres.port, tls=authority.server_context(host)) as proxy, resolving({host: "127.0.0.1"}):
         report = await examine(f"{proxy.through(database_url, host)}?sslrootcert={authority.root_path}")
-    durability = finding(report, "durability")
+    durability = result(report, "durability")
     # The server under test has synchronous_commit off as well, and that is no less wrong on Neon.
-    assert "fsync by Neon's storage" in durability.figure
+    assert "fsync by Neon's storage" in durability.summary
     assert "fsync" not in str(durability.cause)
     assert "synchronous_commit" in str(durability.cause)
 
@@ -360,18 +395,74 @@ async def test_neon_keeps_its_promise_in_its_storage_so_fsync_is_not_asked_for(
 
 async def test_a_database_without_tables_is_told_to_migrate(empty_database_url: str) -> None:
     report = await examine(empty_database_url)
-    assert finding(report, "schema revision").outcome is Outcome.FAILED
-    assert "python -m src migrate up" in str(finding(report, "schema revision").remedy)
+    assert result(report, "schema revision").outcome is Outcome.FAILED
+    command = str(result(report, "schema revision").remedy)
+    assert "python -m src migrate up" in command
+    environment = {**os.environ, "DATABASE_URL": empty_database_url}
+    await asyncio.to_thread(subprocess.run, command, shell=True, check=True, env=environment)
+    assert result(await examine(empty_database_url), "schema revision").outcome is Outcome.PASSED
     for name in ("tables", "users and tasks", "cascade", "uniqueness"):
-        assert finding(report, name).outcome is Outcome.NOT_RUN
+        assert result(report, name).outcome is Outcome.NOT_RUN
     assert report.exit_code == 1
+
+
+async def test_another_programs_alembic_version_is_named_and_a_schema_of_its_own_helps(
+    empty_database_url: str,
+) -> None:
+    await execute(
+        empty_database_url,
+        "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)",
+        "INSERT INTO alembic_version VALUES ('1a2b3c4d5e6f')",
+    )
+    revision = result(await examine(empty_database_url), "schema revision")
+    assert revision.outcome is Outcome.FAILED
+    assert revision.summary == "1a2b3c4d5e6f, of another program"
+    await run_statements(revision.remedy, {"groundwork": empty_database_url}.__getitem__)
+    url = f"{empty_database_url}?options=-c%20search_path%3Dgroundwork"
+    assert "options=-c%20search_path%3Dgroundwork" in str(revision.remedy)
+    await schema.create_tables(parse(url))
+    report = await examine(url)
+    assert failures(report) == ["durability"]
+
+
+async def test_a_role_that_may_not_create_tables_gets_the_grant_that_lets_it_migrate(
+    empty_database_url: str,
+) -> None:
+    """Since PostgreSQL 15, `public` lets only the owner of the database create tables."""
+    async with role(empty_database_url) as url:
+        migration = result(await examine(url), "migration")
+        assert migration.outcome is Outcome.FAILED
+        assert "may not create tables" in migration.summary
+        await run_statements(migration.remedy, {"groundwork": empty_database_url}.__getitem__)
+        assert result(await examine(url), "migration").outcome is Outcome.PASSED
+        await schema.create_tables(parse(url))
+
+
+async def test_the_role_and_the_database_of_migrations_are_those_of_the_migration_url(
+    database_url: str, app_database_url: str, second_database_url: str, postgres: EmbeddedPostgres
+) -> None:
+    async def migration(url: str | None) -> CheckResult:
+        return result(await examine(app_database_url, database_migration_url=url), "migration")
+
+    assert (await migration(database_url)).outcome is Outcome.PASSED
+    assert "DATABASE_MIGRATION_URL is not set" in (await migration(None)).summary
+    elsewhere = await migration(second_database_url)
+    assert (elsewhere.outcome, elsewhere.exit_code) == (Outcome.FAILED, 3)
+    assert "different servers, databases or schemas" in str(elsewhere.cause)
+    bound = await migration(app_database_url)
+    assert bound.outcome is Outcome.FAILED
+    assert 'Name role "groundwork" in DATABASE_MIGRATION_URL' in str(bound.remedy)
+    unreachable = await migration(at(database_url, 1))
+    assert (unreachable.outcome, unreachable.summary) == (Outcome.FAILED, "connection refused")
+    wrong = await migration(database_url.replace("//groundwork:", "//groundwork:not-"))
+    assert (wrong.outcome, wrong.exit_code) == (Outcome.FAILED, 3)
 
 
 async def test_a_newer_schema_is_warned_about(database_url: str) -> None:
     await execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
-    revision = finding(await examine(database_url), "schema revision")
+    revision = result(await examine(database_url), "schema revision")
     assert revision.outcome is Outcome.WARNED
-    assert "9999" in revision.figure
+    assert "9999" in revision.summary
 
 
 @pytest.mark.parametrize(
@@ -387,22 +478,68 @@ async def test_what_differs_from_the_declaration_is_named(
 ) -> None:
     await execute(database_url, statement)
     report = await examine(database_url)
-    assert finding(report, "tables").outcome is Outcome.FAILED
-    assert named in str(finding(report, "tables").cause)
-    assert finding(report, "users and tasks").outcome is Outcome.PASSED
+    assert result(report, "tables").outcome is Outcome.FAILED
+    assert named in str(result(report, "tables").cause)
+    assert result(report, "users and tasks").outcome is Outcome.PASSED
+
+
+# The encoding
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_an_encoding_that_is_not_utf8_fails_and_the_printed_database_has_it(
+    postgres: EmbeddedPostgres, administrator: Administrator, encoding: str
+) -> None:
+    name = f"test_{encoding.lower()}"
+    administrator.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'"
+    )
+    try:
+        found = result(await examine(postgres.url_for(name)), "encoding")
+        assert (found.outcome, found.summary) == (Outcome.FAILED, encoding)
+        await run_statements(found.remedy, {"groundwork": postgres.url_for(name)}.__getitem__)
+        sound = postgres.url_for(f"{name}_utf8")
+        await schema.create_tables(parse(sound))
+        report = await examine(sound)
+        assert failures(report) == ["durability"]
+    finally:
+        administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        administrator.execute(f"DROP DATABASE IF EXISTS {name}_utf8 WITH (FORCE)")
 
 
 # Users and tasks
 
 
+async def test_a_function_that_the_services_statements_need_is_missed(database_url: str) -> None:
+    """The checks run the service's own statements: SQL of their own would not call it."""
+    await execute(database_url, "DROP FUNCTION admit")
+    crud = result(await examine(database_url), "users and tasks")
+    assert crud.outcome is Outcome.FAILED
+    assert "differ from what the code expects" in str(crud.cause)
+
+
+async def test_an_update_that_makes_no_new_version_is_seen(database_url: str) -> None:
+    await execute(
+        database_url,
+        "CREATE FUNCTION keep_version() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NEW.version := OLD.version; RETURN NEW; END'",
+        "CREATE TRIGGER keep_version BEFORE UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION keep_version()",
+    )
+    before = await everything(database_url)
+    assert "differs from what was written" in str(
+        result(await examine(database_url), "users and tasks").cause
+    )
+    assert await everything(database_url) == before
+
+
 async def test_a_missing_unique_index_is_seen_by_what_it_allows(database_url: str) -> None:
     await execute(database_url, "ALTER TABLE users DROP CONSTRAINT uq_users_email")
-    assert finding(await examine(database_url), "uniqueness").outcome is Outcome.FAILED
+    assert result(await examine(database_url), "uniqueness").outcome is Outcome.FAILED
 
 
 async def test_a_missing_cascade_is_seen_by_what_it_leaves_behind(database_url: str) -> None:
     await execute(database_url, "ALTER TABLE tasks DROP CONSTRAINT fk_tasks_user_id")
-    assert finding(await examine(database_url), "cascade").outcome is Outcome.FAILED
+    assert result(await examine(database_url), "cascade").outcome is Outcome.FAILED
 
 
 async def test_a_read_only_database_says_why_nothing_could_be_written(database_url: str) -> None:
@@ -410,26 +547,24 @@ async def test_a_read_only_database_says_why_nothing_could_be_written(database_u
     await execute(database_url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     before = await everything(database_url)
     report = await examine(database_url)
-    crud = finding(report, "users and tasks")
+    crud = result(report, "users and tasks")
     assert crud.outcome is Outcome.FAILED
     assert "read-only" in str(crud.cause)
-    assert finding(report, "cascade").outcome is Outcome.NOT_RUN
+    assert result(report, "cascade").outcome is Outcome.NOT_RUN
     assert await everything(database_url) == before
 
 
 async def test_a_role_that_may_only_read_is_told_which_rights_it_lacks(database_url: str) -> None:
     async with role(database_url, "SELECT ON users, tasks, alembic_version") as url:
         report = await examine(url)
-        crud, rights = finding(report, "users and tasks"), finding(report, "rights")
-        assert crud.outcome is rights.outcome is Outcome.FAILED
-        assert "lacks a right" in str(crud.cause)
-        assert "users (INSERT, DELETE)" in str(rights.cause)
-        assert f'TO "{parse(url).user}"' in str(rights.remedy)
-        # What it says to type is what helps.
-        await execute(database_url, str(rights.remedy))
+        crud, privileges = result(report, "users and tasks"), result(report, "privileges")
+        assert crud.outcome is privileges.outcome is Outcome.FAILED
+        assert "lacks a privilege" in str(crud.cause)
+        assert "users (INSERT, DELETE)" in str(privileges.cause)
+        await run_statements(privileges.remedy, {"groundwork": database_url}.__getitem__)
         again = await examine(url)
-        assert finding(again, "users and tasks").outcome is Outcome.PASSED
-        assert finding(again, "rights").figure.endswith("has what it needs and no more")
+        assert result(again, "users and tasks").outcome is Outcome.PASSED
+        assert result(again, "privileges").summary.endswith("has what it needs and no more")
 
 
 async def test_a_lock_held_by_another_ends_in_a_cause(database_url: str) -> None:
@@ -441,30 +576,76 @@ async def test_a_lock_held_by_another_ends_in_a_cause(database_url: str) -> None
     finally:
         await connection.close()
     for name in ("tables", "users and tasks"):
-        assert "holds a lock" in str(finding(report, name).cause)
+        assert "holds a lock" in str(result(report, name).cause)
 
 
-async def test_a_superuser_is_fine_at_home_and_warned_about_in_production(database_url: str) -> None:
-    assert finding(await examine(database_url), "rights").outcome is Outcome.PASSED
-    assert finding(await examine(database_url, environment="production"), "rights").outcome is Outcome.WARNED
+@pytest.mark.parametrize("attribute", ["SUPERUSER", "BYPASSRLS"])
+async def test_a_privileged_role_passes_locally_and_is_warned_about_in_production(
+    database_url: str, attribute: str
+) -> None:
+    async with role(database_url, "groundwork_app") as url:
+        user = parse(url).user
+        await execute(database_url, f"ALTER ROLE {user} {attribute}")
+        assert result(await examine(url), "privileges").outcome is Outcome.PASSED
+        warned = result(await examine(url, environment="production"), "privileges")
+        assert (warned.outcome, attribute.lower() in warned.summary.lower()) == (Outcome.WARNED, True)
+        statements = await run_statements(
+            warned.remedy, {"groundwork": database_url, str(user): url}.__getitem__
+        )
+        [login] = re.findall(r'CREATE ROLE "(\w+)" LOGIN', statements[-1])
+        try:
+            bound = f"postgresql://{login}:pw@{database_url.rpartition('@')[2]}"
+            report = await examine(bound, environment="production", database_migration_url=database_url)
+            for name in ("privileges", "isolation", "users and tasks", "migration"):
+                assert result(report, name).outcome is Outcome.PASSED
+        finally:
+            await execute(database_url, f"DROP ROLE {login}")
+
+
+async def test_what_default_privileges_gave_to_other_roles_is_listed_and_the_printed_revokes_end_it(
+    empty_database_url: str,
+) -> None:
+    """As Supabase does for `anon`; before the migrations revoke it, and again after."""
+    async with role(empty_database_url) as anon:
+        name = parse(anon).user
+        await execute(
+            empty_database_url,
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {name}",
+            f"ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO {name}",
+        )
+        await schema.create_tables(parse(empty_database_url))
+        await execute(
+            empty_database_url,
+            f"GRANT SELECT ON tasks TO {name}",
+            f"GRANT EXECUTE ON FUNCTION sign_up(uuid, text, text, bytea) TO {name}, PUBLIC",
+        )
+        grantees = result(await examine(empty_database_url), "grantees")
+        assert grantees.outcome is Outcome.FAILED
+        assert f"{name}: EXECUTE on function sign_up" in str(grantees.cause)
+        assert "PUBLIC: EXECUTE on function sign_up" in str(grantees.cause)
+        assert "SELECT" in str(grantees.cause)
+        await run_statements(grantees.remedy, {"groundwork": empty_database_url}.__getitem__)
+        assert result(await examine(empty_database_url), "grantees").outcome is Outcome.PASSED
+        await execute(empty_database_url, f"GRANT SELECT ON tasks TO {name}")
+        assert result(await examine(empty_database_url), "grantees").outcome is Outcome.WARNED
 
 
 async def test_a_clock_that_is_an_hour_off_is_warned_about(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = SimpleNamespace(time=lambda: time.time() + 3600, perf_counter=time.perf_counter)
-    monkeypatch.setattr(database, "time", ours)
-    clock = finding(await examine(database_url), "clock")
+    monkeypatch.setattr(server, "time", ours)
+    clock = result(await examine(database_url), "clock")
     assert clock.outcome is Outcome.WARNED
-    assert clock.figure.startswith(("-3600", "-3599"))
+    assert clock.summary.startswith(("-3600", "-3599"))
 
 
 # Poolers
 
 
 async def test_a_direct_server_is_told_from_a_configured_pooler(database_url: str) -> None:
-    assert finding(await examine(database_url), "pooler").figure == "none"
-    pooler = finding(await examine(database_url, database_pooler="transaction"), "pooler")
+    assert result(await examine(database_url), "pooler").summary == "none"
+    pooler = result(await examine(database_url, database_pooler="transaction"), "pooler")
     assert pooler.outcome is Outcome.WARNED
 
 
@@ -475,13 +656,13 @@ async def test_a_pooler_in_transaction_mode_is_found_out(
     name = parse(database_url).database
     with PgBouncer(postgres) as bouncer:
         report = await examine(bouncer.url_for(name))
-        assert "transaction mode, prepared statements not followed" in finding(report, "pooler").figure
-        assert finding(report, "pooler").outcome is Outcome.PASSED
-        assert finding(report, "users and tasks").outcome is Outcome.PASSED
-        wrong = finding(await examine(bouncer.url_for(name), database_pooler="none"), "pooler")
+        assert "transaction mode, prepared statements not tracked" in result(report, "pooler").summary
+        assert result(report, "pooler").outcome is Outcome.PASSED
+        assert result(report, "users and tasks").outcome is Outcome.PASSED
+        wrong = result(await examine(bouncer.url_for(name), database_pooler="none"), "pooler")
         assert wrong.outcome is Outcome.FAILED
         assert "DATABASE_POOLER=transaction" in str(wrong.remedy)
-        wrong = finding(await examine(bouncer.url_for(name), database_pooler="tracking"), "pooler")
+        wrong = result(await examine(bouncer.url_for(name), database_pooler="tracking"), "pooler")
         assert wrong.outcome is Outcome.FAILED
 
 
@@ -491,7 +672,7 @@ async def test_a_pooler_that_keeps_sessions_is_told_from_one_that_does_not(
 ) -> None:
     with PgBouncer(postgres, pool_mode="session") as bouncer:
         report = await examine(bouncer.url_for(parse(database_url).database))
-    assert finding(report, "pooler").figure == "a proxy that keeps sessions"
+    assert result(report, "pooler").summary == "a proxy that keeps sessions"
 
 
 # The running service
@@ -500,7 +681,7 @@ async def test_a_pooler_that_keeps_sessions_is_told_from_one_that_does_not(
 @pytest.mark.parametrize(
     ("answer", "outcome", "said"),
     [
-        (b'HTTP/1.1 200 OK\r\n\r\n{"status": "pass"}', Outcome.PASSED, "says pass"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"status": "pass"}', Outcome.PASSED, "reports pass"),
         (
             b'HTTP/1.1 200 OK\r\n\r\n{"status": "warn", "checks": {"pool": [{"status": "warn", "output": "full"}]}}',
             Outcome.WARNED,
@@ -511,8 +692,8 @@ async def test_a_pooler_that_keeps_sessions_is_told_from_one_that_does_not(
             Outcome.FAILED,
             "database:connectivity: fail",
         ),
-        (b"HTTP/1.1 200 OK\r\n\r\n<html>", Outcome.WARNED, "Something else than Groundwork"),
-        (b"", Outcome.WARNED, "Something else than Groundwork"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", Outcome.WARNED, "Another program than Groundwork"),
+        (b"", Outcome.WARNED, "Another program than Groundwork"),
     ],
 )
 async def test_what_the_running_service_says_of_itself_is_passed_on(
@@ -526,11 +707,11 @@ async def test_what_the_running_service_says_of_itself_is_passed_on(
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         port = server.sockets[0].getsockname()[1]
-        service = finding(await examine("postgresql://u:pw@127.0.0.1:1/x", port=port), "service")
+        service = result(await examine("postgresql://u:pw@127.0.0.1:1/x", port=port), "service")
     finally:
         server.close()
     assert service.outcome is outcome
-    assert said in f"{service.figure} {service.cause}"
+    assert said in f"{service.summary} {service.cause}"
 
 
 # Secrets (C3)
