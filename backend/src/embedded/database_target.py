@@ -68,7 +68,7 @@ def is_unconfigured(found: Settings) -> bool:
     """
     if found.database_url is not None or found.environment == "production":
         return False
-    return _missing(found).problem == "is not set."
+    return _missing(found).problem == "Is not set."
 
 
 def _running(found: Settings) -> Settings | None:

@@ -60,7 +60,7 @@ def test_serve_serves_and_verify_finds_the_service(installation: Installation, d
         def service_is_well() -> bool:
             """A loop that was held up on a busy machine is a warning for ten seconds."""
             verified = installation.run("verify", url=database_url, PORT=place.rpartition(":")[2])
-            return f"✓ service          {place}/health says pass" in verified.stderr
+            return f"✓ service          {place}/health reports pass" in verified.stderr
 
         until(service_is_well)
         process.send_signal(signal.SIGINT)
