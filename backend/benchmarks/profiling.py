@@ -40,7 +40,7 @@ LAYERS: Final = (
     ("Starlette: response", ("starlette/responses.py", "starlette/background.py")),
     ("Starlette: routing", ("starlette/",)),
     ("validation", ("pydantic/", "pydantic_core/")),
-    ("uvicorn, protocol", ("uvicorn/", "src/server/protocol.py", "src/server/worker.py")),
+    ("uvicorn, protocol", ("uvicorn/", "src/server/protocol.py", "src/server/app_protocol.py", "src/server/worker.py")),
     ("loop", ("asyncio/", "uvloop/")),
 )  # fmt: skip
 

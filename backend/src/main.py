@@ -110,6 +110,12 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.description = None
     app.state.accounts = None
     app.state.imports = Slots(IMPORTS_AT_ONCE)
+    app.state.body_limits = {
+        f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
+        f"{tasks.PREFIX}/import": settings.max_import_bytes,
+    }
+    # The server buffers every other body before the request starts.
+    app.state.streamed_paths = frozenset({f"{tasks.PREFIX}/import"})
     app.state.draining = False
     app.state.refusal = None
     app.include_router(tasks.router)
@@ -124,11 +130,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.passing(
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
-        max_under_way=settings.max_concurrent_requests,
-        larger={
-            f"{tasks.PREFIX}/batch": settings.max_batch_bytes,
-            f"{tasks.PREFIX}/import": settings.max_import_bytes,
-        },
+        larger=app.state.body_limits,
         cors=cors,
         fast_path=FastPath(app, [tasks.router, health.router]) if settings.fast_path else None,
     )

@@ -164,6 +164,7 @@ def make_app(settings: Settings) -> Starlette:
         ],
     )
     app.state.draining = False
+    app.state.settings = settings
     return app
 
 

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from src.config.settings import load_settings
-from src.server.protocol import HttpProtocol
+from src.server.app_protocol import AppProtocol
 from src.services.metrics import Metrics
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -97,11 +97,11 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """`more` is what else the application's own state has."""
     app = _Stateful(application, more or {}, **settings)
-    config = uvicorn.Config(app, http=HttpProtocol, log_config=None, lifespan="off")
+    config = uvicorn.Config(app, http=AppProtocol, log_config=None, lifespan="off")
     config.load()
     state = ServerState()
     listening = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(config=config, server_state=state, app_state=app_state or {}), "127.0.0.1", 0
+        lambda: AppProtocol(config=config, server_state=state, app_state=app_state or {}), "127.0.0.1", 0
     )
     opened = Server(listening.sockets[0].getsockname(), state, app.state.metrics)
     async with listening:

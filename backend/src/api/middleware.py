@@ -1,6 +1,6 @@
 """What happens around every request: one raw ASGI middleware, because each layer costs every request.
 
-It gives the request an id, turns it away where too many are under way, bounds its body, tells browsers which pages
+It gives the request an id, bounds its body, tells browsers which pages
 may read the answer, turns an unexpected exception into a 500 problem, counts and times the answer under its route
 template, and writes one log line.
 """
@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config.logging import RequestLines, get_logger, request_id_bound
 from ..config.redaction import redact_text
-from ..errors import GroundworkError, InternalFault, OutcomeUnknown, Overloaded, RequestError, Unavailable
+from ..errors import GroundworkError, InternalFault, OutcomeUnknown, RequestError, Unavailable
 from ..services.metrics import Metrics
 from . import problems
 from .cors import Cors
@@ -35,8 +34,6 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
-TURNED_AWAY = "turned_away"
-"""In the request's state when it was turned away at once, for the protocol to know."""
 WHOLE = "groundwork.whole"
 """An extension of ASGI (`scope["extensions"]`) and its message: `status`, `headers` and `body` of an answer at once."""
 # No answer is for guessing at, and no address of ours (it may name a task) is for the next site to know.
@@ -101,7 +98,6 @@ class _Outgoing:
 class RequestMiddleware:
     """`Metrics` counts what passes; `max_body_bytes` bounds what comes in, `larger` does so for the paths in it.
 
-    `max_under_way` is how many requests may be worked on at a time (None: any number); probes do not count.
     `fast_path` answers what it can before the application inside is asked.
     """
 
@@ -112,7 +108,6 @@ class RequestMiddleware:
         max_body_bytes: int,
         larger: Mapping[str, int] | None = None,
         cors: Cors | None = None,
-        max_under_way: int | None = None,
         fast_path: FastPath | None = None,
     ) -> None:
         self.app = app
@@ -120,11 +115,7 @@ class RequestMiddleware:
         self.max_body_bytes = max_body_bytes
         self.larger = larger or {}
         self.cors = cors
-        self.max_under_way = sys.maxsize if max_under_way is None else max_under_way
         self.fast_path = fast_path
-        self._under_way = 0
-        self._turned_away = 0
-        self._told_at = float("-inf")
         # A random start and a counter: unique without asking the kernel for random bytes at every request.
         self._prefix = os.urandom(8).hex().encode()
         self._count = itertools.count(1)
@@ -175,13 +166,8 @@ class RequestMiddleware:
 
         unexpected: BaseException | None = None
         bound_before = request_id_bound.set(text_id)
-        self._under_way += 1
         try:
-            if self._under_way > self.max_under_way and scope["path"] not in PROBES:
-                # What brought it is not read on for as long as it was asked to wait.
-                state[TURNED_AWAY] = True
-                await say(Overloaded("too-many-requests-under-way"))
-            elif announced > bound:
+            if announced > bound:
                 await say(problems.TooLarge())
             elif self.cors is not None and (permission := self.cors.preflight(scope)) is not None:
                 await permission(inner, receive, outgoing)
@@ -212,7 +198,6 @@ class RequestMiddleware:
             if not outgoing.status:
                 await say(RequestError())
         finally:
-            self._under_way -= 1
             seconds = time.perf_counter() - started_at
             route = route_of(inner)
             known = method if method in METHODS else "OTHER"
@@ -220,21 +205,11 @@ class RequestMiddleware:
             status = outgoing.status or 500
             self.metrics.request(known, route, status, seconds)
             problem = state.get("problem")
-            if TURNED_AWAY in state:
-                self._log_overload()
-            elif problem is None and unexpected is None and route not in PROBES:
+            if problem is None and unexpected is None and route not in PROBES:
                 lines.say(text_id, known, route, status, round(seconds * 1000, 3), given=given)
             else:
                 self._log(known, route, status, seconds, problem, unexpected)
             request_id_bound.reset(bound_before)
-
-    def _log_overload(self) -> None:
-        """One line a second for all that were turned away: a line for each would be a load of its own."""
-        self._turned_away += 1
-        now = time.perf_counter()
-        if now - self._told_at >= 1.0:
-            log.warning("requests.turned_away", count=self._turned_away, under_way=self._under_way)
-            self._turned_away, self._told_at = 0, now
 
     def _log(
         self,

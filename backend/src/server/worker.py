@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message
 from ..config.logging import configure, gathering, get_logger
 from ..config.settings import Settings, load_settings
 from ..errors import ConfigurationError, GroundworkError
+from .app_protocol import AppProtocol
 from .control import (
     ADMIN_LISTENER_FDS,
     CANCEL_SECONDS,
@@ -35,7 +36,6 @@ from .control import (
     SERVING,
     Shutdown,
 )
-from .protocol import HttpProtocol
 from .sockets import BACKLOG
 
 _SIBLING_POLL_SECONDS = 0.05
@@ -304,11 +304,11 @@ class Worker(uvicorn.Server):
         await asyncio.sleep(0)
         return len(tasks)
 
-    def _connections(self) -> list[HttpProtocol]:
-        return cast(list[HttpProtocol], list(self.server_state.connections))
+    def _connections(self) -> list[AppProtocol]:
+        return cast(list[AppProtocol], list(self.server_state.connections))
 
 
-def _is_idle(connection: HttpProtocol, elapsed: float) -> bool:
+def _is_idle(connection: AppProtocol, elapsed: float) -> bool:
     """Whether nothing of an unanswered request has arrived on it."""
     if connection.scope is None:
         # Nothing has come yet. It was accepted a moment ago, so its request is probably on the way.
@@ -347,7 +347,7 @@ def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=HttpProtocol,
+        http=AppProtocol,
         ws="none",
         interface="asgi3",
         lifespan="on",
@@ -355,8 +355,8 @@ def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=True,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        # The protocol resolves them itself, because it bounds what clients hold before a request starts.
+        proxy_headers=False,
         backlog=BACKLOG,
         workers=1,
     )

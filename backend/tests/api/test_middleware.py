@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -276,50 +275,3 @@ async def test_a_request_leaves_nothing_behind_in_the_context(make_app: MakeApp,
     async with serve(app):
         await call(app, "GET", "/nope", [b""])
         assert structlog.contextvars.get_contextvars() == {}
-
-
-# Overload
-
-
-async def test_r4_over_the_bound_requests_are_503_at_once_while_probes_and_what_is_under_way_are_answered(
-    make_app: MakeApp, serve: Serve, log: Log
-) -> None:
-    app = with_routes(make_app(max_concurrent_requests=8, cors_origins="https://app.example.com"))
-    app.state.gate = asyncio.Event()
-    async with serve(app) as client:
-        inside = [asyncio.create_task(client.get("/v1/until")) for _ in range(8)]
-        await eventually(lambda: app.state.inside == 8)
-        origin = {"origin": "https://app.example.com", "x-request-id": "mine"}
-        began = time.monotonic()
-        refused = await asyncio.gather(*(client.get("/v1/until", headers=origin) for _ in range(40)))
-        took = time.monotonic() - began
-        for answer in refused:
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-            assert answer.json()["type"] == "/problems/overloaded"
-            assert answer.json()["request_id"] == answer.headers["x-request-id"] == "mine"
-            assert answer.headers["access-control-allow-origin"] == origin["origin"]
-        for probe in ("/livez", "/readyz", "/health", "/metrics"):
-            assert (await client.get(probe)).status_code == 200
-        assert not any(task.done() for task in inside)
-        app.state.gate.set()
-        assert {answer.status_code for answer in await asyncio.gather(*inside)} == {200}
-        assert (await client.get("/v1/until")).status_code == 200
-        numbers = (await client.get("/metrics")).text
-    assert 'http_requests_total{method="GET",route="unmatched",status="503"} 40.0' in numbers
-    # What was turned away is counted, and told once a second; a line for each would be a load of its own.
-    assert 1 <= log.text.count("requests.turned_away") <= 1 + int(took)
-    assert sum(line["status"] == 503 for line in log.requests) == 0
-
-
-async def test_r4_a_request_that_breaks_or_is_given_up_makes_room_for_the_next(
-    make_app: MakeApp, serve: Serve
-) -> None:
-    app = with_routes(make_app(max_concurrent_requests=1))
-    async with serve(app) as client:
-        for number in range(1, 4):
-            assert (await client.get("/v1/boom")).status_code == 500
-            slow = asyncio.create_task(client.get("/v1/slow"))
-            await eventually(lambda number=number: app.state.inside == number)
-            assert (await client.get("/v1/boom")).status_code == 503
-            slow.cancel()
-            await asyncio.gather(slow, return_exceptions=True)

@@ -6,7 +6,6 @@ What is asserted is who begins, in which order, and who is told what; never how 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,21 +16,27 @@ import pytest
 from speaking import Server, serving
 from src.api import problems
 from src.api.cors import Cors
-from src.server.admission import BEGINNINGS, STANDING, Door
+from src.server.admission import (
+    MAX_POOL_WAITERS_PER_CONNECTION,
+    MAX_STARTS_PER_TURN,
+    AdmissionController,
+)
 from src.services.line import Forsaken, Line
 
 GET = b"GET /v1/tasks HTTP/1.1\r\nHost: a\r\n"
 
 
-def door(line: Line | None = None, *, most: int = 10_000, patience: float = 60.0) -> Door:
-    return Door(set(), most, patience, line, None, None)
+def controller(queue: Line | None = None, *, in_progress: int = 0, most: int = 10_000, timeout: float = 60.0):
+    return AdmissionController(lambda: in_progress, most, timeout, queue)
 
 
 def request(path: str = "/v1/tasks") -> Any:
     return SimpleNamespace(disconnected=False, scope={"path": path})
 
 
-def come(to: Door, begun: list[int], numbers: range, work: Callable[[], object] | None = None) -> list[Any]:
+def come(
+    to: AdmissionController, begun: list[int], numbers: range, work: Callable[[], object] | None = None
+) -> list[Any]:
     """One request for each number, which is noted in `begun` when it begins."""
 
     def start(number: int) -> Callable[[], None]:
@@ -44,7 +49,10 @@ def come(to: Door, begun: list[int], numbers: range, work: Callable[[], object] 
 
     came = [(request(), start(number)) for number in numbers]
     for one, begin in came:
-        to.begin(one, begin)
+        if to.try_start():
+            begin()
+        else:
+            to.enqueue(one, begin)
     return [one for one, _ in came]
 
 
@@ -56,24 +64,26 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def test_few_requests_begin_in_one_turn_of_the_loop_and_the_others_in_the_order_of_arrival() -> None:
     begun = list[int]()
-    came = BEGINNINGS * 3 + 5
-    come(door(), begun, range(came))
+    came = MAX_STARTS_PER_TURN * 3 + 5
+    come(controller(), begun, range(came))
     turns = [len(begun)]
     while len(begun) < came:
         await asyncio.sleep(0)
         turns.append(len(begun))
     assert begun == list(range(came))
-    assert max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= BEGINNINGS
+    assert (
+        max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= MAX_STARTS_PER_TURN
+    )
 
 
 async def test_nothing_begins_while_enough_stand_in_the_line_and_each_that_leaves_lets_one_begin() -> None:
     line, begun = Line(2, 60), list[int]()
     await line.enter(60)
     await line.enter(60)
-    most = STANDING * line.places
+    most = MAX_POOL_WAITERS_PER_CONNECTION * line.places
     standing = [asyncio.create_task(line.enter(60)) for _ in range(most)]
     await asyncio.sleep(0)
-    come(door(line), begun, range(5))
+    come(controller(line), begun, range(5))
     for _ in range(20):
         await asyncio.sleep(0)
     assert begun == []
@@ -93,47 +103,31 @@ async def test_nothing_begins_while_enough_stand_in_the_line_and_each_that_leave
 
 async def test_a_request_whose_client_has_left_is_never_begun() -> None:
     begun = list[int]()
-    came = come(door(), begun, range(BEGINNINGS * 2))
-    for one in came[BEGINNINGS::2]:
+    came = come(controller(), begun, range(MAX_STARTS_PER_TURN * 2))
+    for one in came[MAX_STARTS_PER_TURN::2]:
         one.disconnected = True
-    await until(lambda: len(begun) == BEGINNINGS * 3 // 2)
+    await until(lambda: len(begun) == MAX_STARTS_PER_TURN * 3 // 2)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert begun == [*range(BEGINNINGS), *range(BEGINNINGS + 1, BEGINNINGS * 2, 2)]
-
-
-async def test_a_probe_goes_past_those_who_wait() -> None:
-    begun = list[int]()
-    one = door()
-    come(one, begun, range(BEGINNINGS * 4))
-    one.begin(request("/readyz"), lambda: begun.append(-1))
-    assert begun == [*range(BEGINNINGS), -1]
-    await until(lambda: len(begun) == BEGINNINGS * 4 + 1)
+    assert begun == [*range(MAX_STARTS_PER_TURN), *range(MAX_STARTS_PER_TURN + 1, MAX_STARTS_PER_TURN * 2, 2)]
 
 
 async def test_the_door_closes_where_the_wait_would_take_half_of_the_patience_and_opens_again() -> None:
     begun = list[int]()
-    one = door(patience=1.0)
-    come(one, begun, range(BEGINNINGS * 10), work=lambda: time.sleep(0.005))
-    assert not one.is_closed(), "a burst is not judged by its first steps"
+    one = controller(timeout=1.0)
+    come(one, begun, range(MAX_STARTS_PER_TURN * 10), work=lambda: time.sleep(0.005))
+    assert not one.is_overloaded(), "a burst is not judged by its first steps"
     async with asyncio.timeout(60):
-        while not one.is_closed():
+        while not one.is_overloaded():
             # Five milliseconds each, and more come than begin: whoever comes now would wait for a second and more.
-            come(one, begun, range(BEGINNINGS), work=lambda: time.sleep(0.005))
+            come(one, begun, range(MAX_STARTS_PER_TURN), work=lambda: time.sleep(0.005))
             await asyncio.sleep(0)
-    assert one.is_closed(b"/v1/tasks?limit=5")
-    assert not one.is_closed(b"/livez")
-    assert not one.is_closed(b"/readyz?verbose")
-    await until(lambda: not one.is_closed())
+    await until(lambda: not one.is_overloaded())
 
 
-async def test_the_door_is_closed_while_so_many_requests_are_under_way() -> None:
-    tasks = {object() for _ in range(3)}
-    one = Door(tasks, 3, 60.0, None, None, None)
-    assert one.is_closed(b"/v1/tasks")
-    assert not one.is_closed(b"/livez")
-    tasks.pop()
-    assert not one.is_closed(b"/v1/tasks")
+async def test_requests_in_progress_at_the_limit_are_overload() -> None:
+    assert controller(in_progress=3, most=3).is_overloaded()
+    assert not controller(in_progress=2, most=3).is_overloaded()
 
 
 # Over sockets
@@ -176,7 +170,7 @@ async def test_r4_who_is_turned_away_at_the_door_is_told_as_the_application_woul
         assert headers["content-type"] == "application/problem+json"
         assert headers["access-control-allow-origin"] == "https://app.example.com"
         assert headers["x-content-type-options"] == "nosniff"
-        assert "connection" not in headers
+        assert headers["connection"] == "keep-alive"
         told = set()
         for _ in range(5):
             other = await server.line()
@@ -201,7 +195,7 @@ async def test_r4_who_is_turned_away_at_the_door_is_told_as_the_application_woul
 @pytest.mark.parametrize(
     "head",
     [
-        b"POST /v1/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
+        b"POST /v1/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n",
         b"POST /v1/tasks HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /v1/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
         GET + b"Connection: close\r\n\r\n",
@@ -228,11 +222,11 @@ async def test_r4_a_short_body_that_is_turned_away_is_read_past_and_the_next_req
     async with serving(app, max_concurrent_requests=1) as server:
         busy = await fill(server, app)
         line = await server.line()
-        await line.say(b"POST /v1/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12")
+        await line.say(b"POST /v1/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12345")
         assert (await line.answer())[0] == 503
         app.go.set()
         assert (await busy.answer())[0] == 200
-        await line.say(b"345HEAD /v1/tasks HTTP/1.1\r\nHost: a\r\n\r\n")
+        await line.say(b"HEAD /v1/tasks HTTP/1.1\r\nHost: a\r\n\r\n")
         await line.say(b"HEAD /v1/tasks HTTP/1.1\r\nHost: a\r\n\r\n")
         for _ in range(2):
             assert (await line.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
@@ -290,22 +284,41 @@ async def test_r4_whose_client_hangs_up_while_he_stands_in_the_line_does_not_tak
     assert outcomes == ["forsaken", "served"]
 
 
-async def test_the_more_are_turned_away_the_longer_they_are_asked_to_stay_away() -> None:
-    one = door()
-
-    def asked() -> int:
-        said = one.refusal(b"GET", [], [], keep=True)
-        found = re.search(rb"\r\nretry-after: (\d+)\r\n", said)
-        assert found is not None
-        return int(found[1])
-
-    assert asked() == 1
+async def test_retry_after_grows_with_the_rate_of_refusals_and_falls_again() -> None:
+    one = controller()
+    assert one.retry_after_seconds == 1
     async with asyncio.timeout(60):
-        while asked() == 1:
+        while one.retry_after_seconds == 1:
             for _ in range(2_000):
-                asked()
+                one.record_refusal()
             await asyncio.sleep(0.1)
-        assert asked() == one.rest_seconds <= 8
-        # Who is refused alone a while later is asked for no more than a second.
-        while asked() > 1:
+        assert one.retry_after_seconds <= 8
+        # A client that is refused alone a while later is told a second again.
+        while one.retry_after_seconds > 1:
             await asyncio.sleep(1.05)
+            one.record_refusal()
+
+
+async def test_request_that_fails_or_whose_client_disconnects_makes_room_for_the_next() -> None:
+    inside = list[str]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/boom":
+            raise RuntimeError("broken on purpose")
+        inside.append(scope["path"])
+        await receive()
+        await receive()
+
+    async with serving(app, max_concurrent_requests=1) as server:
+        for number in range(1, 4):
+            broken = await server.line()
+            await broken.say(b"GET /boom HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await broken.answer())[0] == 500
+            slow = await server.line()
+            await slow.say(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+            await until(lambda number=number: len(inside) == number)
+            refused = await server.line()
+            await refused.say(GET + b"\r\n")
+            assert (await refused.answer())[0] == 503
+            slow.writer.transport.abort()
+            await until(lambda: not server.state.tasks)

@@ -13,8 +13,7 @@ import pytest
 
 from speaking import Answer, Line, serving
 from src.api import problems
-from src.api.middleware import TURNED_AWAY
-from src.server import deadlines
+from src.server import protocol
 
 SOON = {
     "header_timeout_seconds": 1.0,
@@ -137,7 +136,8 @@ async def test_r1_who_was_told_to_wait_before_the_body_may_wait() -> None:
         await reading.wait()
         await application(scope, receive, send)
 
-    async with serving(reluctant, **SOON) as server:
+    streamed = {"streamed_paths": frozenset({"/"})}
+    async with serving(reluctant, more=streamed, **SOON) as server:
         line = await server.line()
         await line.say(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         await asyncio.sleep(3)
@@ -204,30 +204,36 @@ async def test_with_too_many_connections_those_that_wait_longest_make_room() -> 
         assert (await busy.answer())[0] == 200
 
 
-async def test_r4_a_connection_that_was_turned_away_is_not_read_for_as_long_as_it_was_asked_to_wait(
+async def test_refused_connection_is_not_read_for_as_long_as_its_retry_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Nobody is looked at before the others have come, however busy the machine is.
-    monkeypatch.setattr(deadlines, "LOOK_SECONDS", 3.0)
-    asked = []
+    # No sweep before the other connections have been served, however busy the machine is.
+    monkeypatch.setattr(protocol, "SWEEP_SECONDS", 3.0)
+    seen: list[str] = []
+    release = asyncio.Event()
 
-    async def overloaded(scope: Any, receive: Any, send: Any) -> None:
-        asked.append(scope["path"])
-        scope["state"][TURNED_AWAY] = True
-        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+    async def blocked(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["path"])
+        if scope["path"] == "/busy":
+            await release.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    async with serving(overloaded) as server:
+    async with serving(blocked, max_concurrent_requests=1) as server:
+        busy = await server.line()
+        await busy.say(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
+        while not seen:
+            await asyncio.sleep(0.01)
         line = await server.line()
-        for number in range(2):
-            await line.say(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
-            assert (await line.answer())[0] == 503
-            await line.say(b"GET /%d-again HTTP/1.1\r\nHost: a\r\n\r\n" % number)
-            await asyncio.sleep(0.2)
-            # Others are answered meanwhile.
-            other = await server.line()
-            await other.say(b"GET /other HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert (await other.answer())[0] == 503
-            assert f"/{number}-again" not in asked
-            assert (await line.answer())[0] == 503
-            asked.clear()
+        await line.say(GET)
+        assert (await line.answer())[0] == 503
+        await line.say(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.sleep(0.2)
+        other = await server.line()
+        await other.say(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await other.answer())[0] == 200
+        assert seen == ["/busy", "/livez"]
+        assert (await line.answer())[0] == 200
+        assert seen == ["/busy", "/livez", "/livez"]
+        release.set()
+        assert (await busy.answer())[0] == 200

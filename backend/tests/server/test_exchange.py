@@ -14,8 +14,8 @@ from uvicorn.server import ServerState
 
 from speaking import answers_in, ended, serving
 from src.api.middleware import WHOLE
-from src.server.exchange import Exchange
-from src.server.protocol import HttpProtocol
+from src.server.app_protocol import AppProtocol
+from src.server.protocol import RequestResponseCycle
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 Said = Callable[..., Awaitable[bytes]]
@@ -50,12 +50,12 @@ async def said(writes: list[int]) -> AsyncIterator[Said]:
     """Serves an application, sends bytes to it on one connection, and gives all that comes until it is closed."""
     opened: list[tuple[asyncio.Server, ServerState]] = []
 
-    class Counted(HttpProtocol):
+    class Counted(AppProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(Counting(transport, writes))  # type: ignore[arg-type]
 
     async def speak(application: Application, asked: bytes = LAST, *, closing: bool = False) -> bytes:
-        config = uvicorn.Config(application, http=HttpProtocol, log_config=None, lifespan="off")
+        config = uvicorn.Config(application, http=AppProtocol, log_config=None, lifespan="off")
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"today"), *([(b"connection", b"close")] if closing else [])]
@@ -283,7 +283,7 @@ async def test_who_is_answered_hears_that_the_client_has_left_also_where_more_wa
 
 async def test_a_connection_that_has_ended_leaves_no_work_for_the_garbage_collector() -> None:
     def alive() -> int:
-        return sum(type(one) in (Exchange, HttpProtocol) for one in gc.get_objects())
+        return sum(type(one) in (RequestResponseCycle, AppProtocol) for one in gc.get_objects())
 
     async with serving(saying(start(LENGTH), body(b"hello"))) as server, asyncio.timeout(60):
         gc.collect()

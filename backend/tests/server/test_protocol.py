@@ -13,7 +13,8 @@ from uvicorn.server import ServerState
 
 from speaking import answers_in, ended
 from src.api import problems
-from src.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, HttpProtocol
+from src.server.app_protocol import AppProtocol
+from src.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS
 
 Ask = Callable[..., Awaitable[list[tuple[int, dict[str, str], bytes]]]]
 HOST = b"Host: a\r\n"
@@ -53,11 +54,11 @@ def gone() -> list[str]:
 @pytest.fixture
 async def ask(gone: list[str]) -> AsyncIterator[Ask]:
     """Sends bytes (with a pause between parts) on a new connection; gives every answer until it is closed."""
-    config = uvicorn.Config(application, http=HttpProtocol, log_config=None, lifespan="off")
+    config = uvicorn.Config(application, http=AppProtocol, log_config=None, lifespan="off")
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(config=config, server_state=state, app_state={"gone": gone}), "127.0.0.1", 0
+        lambda: AppProtocol(config=config, server_state=state, app_state={"gone": gone}), "127.0.0.1", 0
     )
     address = server.sockets[0].getsockname()
 
@@ -227,11 +228,14 @@ async def test_a_body_that_breaks_after_its_answer_gets_no_second_one(ask: Ask) 
     assert (answer[0], answer[2]) == (200, b"/deaf 0 0")
 
 
-async def test_an_upgrade_is_answered_as_if_it_were_not_asked_for(ask: Ask) -> None:
-    sent = b"GET /up HTTP/1.1\r\n" + HOST + b"Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
-    ((status, headers, body),) = await ask(sent)
-    assert (status, body) == (200, b"/up 0 0")
-    assert headers["connection"] == "close"
+async def test_client_that_offers_an_upgrade_with_each_request_keeps_its_connection(ask: Ask) -> None:
+    sent = b"GET /up HTTP/1.1\r\n" + HOST + UPGRADE + b"\r\n"
+    last = b"GET /last HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    for parts in ([sent, sent, last], [sent + sent + last]):
+        *kept, closed = await ask(*parts)
+        assert [(status, body) for status, _, body in kept] == [(200, b"/up 0 0")] * 2
+        assert all("close" not in headers["connection"] for _, headers, _ in kept)
+        assert (closed[1]["connection"], closed[2]) == ("close", b"/last 0 0")
 
 
 UPGRADE = b"Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -244,14 +248,17 @@ UPGRADE = b"Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
 async def test_a_body_that_comes_with_an_upgrade_is_read(ask: Ask, framed: bytes) -> None:
     head, _, content = framed.partition(b"\r\n\r\n")
     head = POST + UPGRADE + head + b"\r\n\r\n"
-    behind = POST + UPGRADE + framed
+    behind = POST + b"Connection: close\r\n" + framed
     for parts in (
         [head + content + behind],
         [head, content, behind],
         [head, *(content[i : i + 1] for i in range(len(content)))],
     ):
-        ((status, headers, body),) = await ask(*parts)
-        assert (status, body, headers["connection"]) == (200, b"/ 5 0", "close")
+        if parts[-1] is not behind and not parts[0].endswith(behind):
+            parts.append(behind)
+        first, second = await ask(*parts)
+        assert [(status, body) for status, _, body in (first, second)] == [(200, b"/ 5 0")] * 2
+        assert (first[1]["connection"], second[1]["connection"]) == ("keep-alive", "close")
 
 
 async def test_a_body_that_breaks_after_an_upgrade_is_refused(ask: Ask, gone: list[str]) -> None:
