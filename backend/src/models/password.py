@@ -10,11 +10,14 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, SecretStr, WithJsonSchema
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from ..errors import ConfigurationError, Fault
 from .base import STORABLE
 
 PASSWORD_MIN_LENGTH: Final = 8
 PASSWORD_MAX_BYTES: Final = 1024
 _COMMON = Path(__file__).with_name("common-passwords") / "passwords.txt"
+# The first entry, the last one, and the one that everybody tries.
+_KNOWN = ("!qaz1qaz", "password", "zzzzzzzzzz")
 
 
 def _normalised(secret: SecretStr) -> SecretStr:
@@ -62,11 +65,36 @@ def is_common(password: str) -> bool:
     return f"\n{password.lower()}\n".encode() in _common()
 
 
+def require_common_passwords() -> None:
+    """Raises `ConfigurationError` unless the list of common passwords is there and can be searched."""
+    _common()
+
+
 @cache
 def _common() -> bytes:
     # One text of 200 KiB, read in 0.2 ms when it is first asked; a look takes 0.15 ms. As a set the same lines take
     # 2.9 MiB and 7 ms, for a look of 0.1 us that is followed by 24 ms of hashing.
-    return b"\n" + _COMMON.read_bytes()
+    try:
+        text = _COMMON.read_bytes()
+    except OSError as error:
+        raise _unusable("cannot be read") from error
+    # A checkout on Windows, or a ZIP file made there, may have CRLF line ends.
+    found = b"\n" + text.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
+    if not all(f"\n{entry}\n".encode() in found for entry in _KNOWN):
+        raise _unusable("lacks entries that it should have")
+    return found
+
+
+def _unusable(problem: str) -> ConfigurationError:
+    return ConfigurationError(
+        [
+            Fault(
+                f"{_COMMON.parent.name}/{_COMMON.name}",
+                f"The list of common passwords {problem}, so no new password can be checked.",
+                "Restore the file of the installed version: git checkout -- backend/src/models/common-passwords",
+            )
+        ]
+    )
 
 
 def _schema(**more: Any) -> WithJsonSchema:

@@ -31,6 +31,7 @@ from ..errors import (
     WrongPassword,
 )
 from ..models.base import new_id
+from ..models.password import require_common_passwords
 from . import users
 from .account_rows import (
     CHANGE,
@@ -160,6 +161,7 @@ class Accounts:
         )
 
     async def __aenter__(self) -> Accounts:
+        require_common_passwords()
         await self._passwords.__aenter__()
         return self
 
