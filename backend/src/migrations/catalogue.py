@@ -106,8 +106,8 @@ SELECT 'execute on ' || p.proname || ' by ' || coalesce(r.rolname, 'everybody'),
 FROM pg_proc p
 CROSS JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
 LEFT JOIN pg_roles r ON r.oid = a.grantee
-WHERE p.pronamespace = current_schema()::regnamespace AND p.proname = ANY($3::text[])
-  AND (a.grantee = 0 OR r.rolname = $2)
+WHERE p.pronamespace = current_schema()::regnamespace AND a.grantee <> p.proowner
+  AND (p.proname = ANY($3::text[]) OR p.oid IN (SELECT g.tgfoid FROM pg_trigger g JOIN ours ON ours.oid = g.tgrelid))
 UNION ALL
 SELECT 'policy ' || ours.relname || '.' || p.polname,
        CASE WHEN p.polpermissive THEN '' ELSE 'restrictive ' END
@@ -124,12 +124,17 @@ FROM pg_roles
 WHERE rolname = $2
 UNION ALL
 SELECT 'grant on ' || ours.relname || ' to ' || coalesce(r.rolname, 'everybody'),
-       string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
+       string_agg(DISTINCT a.privilege_type || a.part, ', ')
 FROM ours
 JOIN pg_class c ON c.oid = ours.oid
-CROSS JOIN aclexplode(c.relacl) a
+CROSS JOIN LATERAL (
+    SELECT grantee, privilege_type, '' AS part FROM aclexplode(c.relacl)
+    UNION ALL
+    SELECT x.grantee, x.privilege_type, '(' || t.attname || ')'
+    FROM pg_attribute t CROSS JOIN aclexplode(t.attacl) x WHERE t.attrelid = c.oid
+) a
 LEFT JOIN pg_roles r ON r.oid = a.grantee
-WHERE a.grantee = 0 OR r.rolname = $2
+WHERE a.grantee <> c.relowner
 GROUP BY ours.relname, r.rolname
 """
 

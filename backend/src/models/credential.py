@@ -83,7 +83,7 @@ SECRET_TABLES: Final = ("credentials", "sessions")
 
 REQUIRE_CURRENT: Final = "require_current(uuid, integer)"
 ADMIT: Final = "admit(uuid, integer, text)"
-"""Both run by the rights of who calls them: they look at the caller's own row only, or make it."""
+"""`groundwork_app` may call both by its own rights: they look at the caller's own row only, or make it."""
 
 GATES: Final = (
     "sign_up(uuid, text, text, bytea)",
@@ -96,7 +96,7 @@ GATES: Final = (
     "renew_verifier(uuid, bytea, text, bytea)",
     "change_account(uuid, bytea, text, text, bytea)",
 )
-"""What `groundwork_app` may call, and PUBLIC may not."""
+"""What `groundwork_app` may call by the rights of the tables' owner."""
 
 # {schema} is where the tables are. Whoever changes two rows of one account holds its row in `users` first, so that
 # none of them waits for another that waits for it; and looks again after that, because what a password was checked
@@ -309,7 +309,7 @@ def gates(role: str = ROLE) -> list[str]:
     """Who may call what, as the owner of the functions says it."""
     return [
         statement
-        for gate in GATES
+        for gate in (*GATES, REQUIRE_CURRENT, ADMIT)
         for statement in (
             f"REVOKE ALL ON FUNCTION {gate} FROM PUBLIC",
             f"GRANT EXECUTE ON FUNCTION {gate} TO {role}",

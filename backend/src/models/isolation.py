@@ -45,6 +45,7 @@ CREATE_ROLE: Final = (
     f"CREATE ROLE {ROLE} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION"
 )
 
+# Only triggers call them, for which the user needs no right.
 # The functions find their table by the trigger's own schema, never by the caller's search_path.
 _FUNCTIONS: Final = (
     """
@@ -114,6 +115,8 @@ def _declare(_metadata: Any, connection: Connection, **_: Any) -> None:
         connection.exec_driver_sql(CREATE_ROLE)
     for statement in (*_FUNCTIONS, *_TRIGGERS):
         connection.exec_driver_sql(statement)
+    for function in ("remember_deleted_user()", "refuse_deleted_user()"):
+        connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC")
     for table, rights in GRANTS.items():
         if table in OWNER_COLUMNS:
             for statement in row_level_security(table):

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import Field
 
 from .base import Base, metadata
+from .isolation import ROLE
 
 KEY_MAX_LENGTH: Final = 255
 KEY: Final = re.compile(r"[!-~]{1,255}")
@@ -89,3 +90,5 @@ $$
 @event.listens_for(metadata, "after_create")
 def _declare(_metadata: Any, connection: Connection, **_: Any) -> None:
     connection.exec_driver_sql(SWEEP_FUNCTION.replace("{most}", str(SWEPT_AT_ONCE)))
+    connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION {SWEEP} FROM PUBLIC")
+    connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {SWEEP} TO {ROLE}")

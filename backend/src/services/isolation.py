@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..models.credential import GATES
+from ..models.credential import ADMIT, GATES, REQUIRE_CURRENT
 from ..models.isolation import CREATE_ROLE, GRANTS, OWNER_COLUMNS, ROLE, row_level_security
+from ..models.kept_answer import SWEEP
 
 if TYPE_CHECKING:
     import asyncpg
@@ -57,7 +58,9 @@ def grants(found: Standing) -> list[str]:
     for table, rights in GRANTS.items():
         by_rights.setdefault(rights, []).append(table)
     statements += [f"GRANT {rights} ON {', '.join(tables)} TO {ROLE}" for rights, tables in by_rights.items()]
-    statements.append(f"GRANT EXECUTE ON FUNCTION {', '.join(GATES)} TO {ROLE}")
+    statements.append(
+        f"GRANT EXECUTE ON FUNCTION {', '.join((*GATES, REQUIRE_CURRENT, ADMIT, SWEEP))} TO {ROLE}"
+    )
     return statements
 
 

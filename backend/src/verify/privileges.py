@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..models.credential import GATES, SECRET_TABLES
+from ..models.credential import ADMIT, GATES, REQUIRE_CURRENT, SECRET_TABLES
 from ..models.isolation import GRANTS, OWNER_COLUMNS, ROLE
+from ..models.kept_answer import SWEEP
 from ..services import isolation
 from .check import CheckContext, CheckResult, failed, passed, statements_as, warned
 from .network import is_local
@@ -149,7 +150,7 @@ async def _missing(context: CheckContext) -> Sequence[str]:
     rows += await context.fetch(
         "SELECT f.name AS text FROM unnest($1::text[]) AS f(name) "
         "WHERE to_regprocedure(f.name) IS NOT NULL AND NOT has_function_privilege(f.name, 'EXECUTE')",
-        list(GATES),
+        [*GATES, REQUIRE_CURRENT, ADMIT, SWEEP],
     )
     return [row["text"] for row in rows]
 
