@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import TooManyRequests, Unavailable
 from ..models import TaskImport
-from ..services.task_transfer import STALL_SECONDS
+from ..services.task_transfer import STALL_SECONDS, require_idle
 from . import problems
 from .bodies import require
 
@@ -59,7 +59,9 @@ class Spooled:
         self.examples = examples
 
     async def __call__(self, request: Request) -> AsyncIterator[BinaryIO]:
+        # All that can refuse the import comes before the first byte of its body is asked for.
         require(request, LINES)
+        require_idle(request.app.state.database)
         with request.app.state.imports.taken():
             file = await _on_disk(_temporary)
             try:

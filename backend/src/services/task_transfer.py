@@ -61,10 +61,15 @@ _BEGIN_EXPORT: Final = (
 _busy: WeakSet[Any] = WeakSet()
 
 
-@contextmanager
-def _alone(db: Database) -> Iterator[None]:
+def require_idle(db: Database) -> None:
+    """Raises `TooManyRequests` while an export or import runs. For refusing an import before its body is read."""
     if db in _busy:
         raise TooManyRequests("bulk-busy", "Another export or import is under way.", retry_after_seconds=5)
+
+
+@contextmanager
+def _alone(db: Database) -> Iterator[None]:
+    require_idle(db)
     _busy.add(db)
     try:
         yield
