@@ -21,6 +21,7 @@ import asyncpg
 
 from src.embedded.roles import NAME
 from src.embedded.server import EmbeddedPostgres
+from tests.postgres_server import PostgresServer
 
 USERS: Final = 1_000
 TASKS_EACH: Final = 100
@@ -82,7 +83,7 @@ class Data:
 @contextmanager
 def postgres(where: Path, options: dict[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
     """A started server whose data lie in `where`, and are new if there are none."""
-    with EmbeddedPostgres(where, options={**OPTIONS, **(options or {})}) as server:
+    with PostgresServer(where, options={**OPTIONS, **(options or {})}) as server:
         yield server
 
 

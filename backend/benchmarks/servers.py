@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from src.embedded import processes as processes
+from src.embedded.lifetime import die_with_parent
 from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key
 
@@ -169,7 +169,7 @@ def running(
             stderr=output,
             start_new_session=True,
             # However we end, nothing of ours goes on.
-            preexec_fn=processes.die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - looked up before the fork
+            preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - looked up before the fork
         )
     try:
         _wait_until_ready(server, process, port, log)

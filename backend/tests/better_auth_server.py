@@ -24,8 +24,10 @@ from typing import Any, Final, Self
 from uuid import uuid4
 
 import httpx
+import psutil
 
-from src.embedded import processes
+from postgres_server import end_process, free_port
+from src.embedded.lifetime import die_with_parent
 
 PLACE: Final = Path(__file__).resolve().parent / "better_auth"
 _SECONDS = 60
@@ -38,7 +40,7 @@ class BetterAuth:
     def __init__(self, database_url: str, options: dict[str, Any] | None = None) -> None:
         self.database_url = database_url
         self.options = options
-        self.port = processes.free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.secret = secrets.token_urlsafe(32)
         self._directory = Path(tempfile.mkdtemp(prefix="groundwork-better-auth-"))
@@ -81,7 +83,7 @@ class BetterAuth:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+                preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
             )
         deadline = time.monotonic() + _SECONDS
         while '"service.ready"' not in self.log:
@@ -91,7 +93,8 @@ class BetterAuth:
 
     def stop(self) -> None:
         if self._process is not None:
-            processes.end(self._process.pid, first=signal.SIGTERM, seconds=10, child=self._process)
+            end_process(psutil.Process(self._process.pid))
+            self._process.wait()
             self._process = None
 
     def sign_up(self, email: str | None = None) -> Person:

@@ -22,12 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import trustme
 
+from postgres_server import PostgresServer, end_process, free_port, postgres_answers
 from proxies import Proxy, Thief, Traffic, at
 from src.embedded import location, processes
+from src.embedded.lifetime import die_with_parent
 from src.embedded.roles import APPLICATION, NAME
-from src.embedded.server import EmbeddedPostgres
 
 __all__ = [
     "Authority",
@@ -116,9 +118,9 @@ class Authority:
             context.load_verify_locations(self.root_path)
         return context
 
-    def server_options(self, server: EmbeddedPostgres, *names: str, clients: bool = False) -> dict[str, str]:
+    def server_options(self, server: PostgresServer, *names: str, clients: bool = False) -> dict[str, str]:
         """Settings that make a PostgreSQL built with TLS (Debian's) use it: `private_postgres(prepare=...)`."""
-        certificate, key = self.issue(*names, owner=server.site.account)
+        certificate, key = self.issue(*names, owner=server.location.account)
         options = {"ssl": "on", "ssl_cert_file": str(certificate), "ssl_key_file": str(key)}
         if clients:
             options["ssl_ca_file"] = str(self.root_path)
@@ -158,14 +160,14 @@ class PgBouncer:
 
     def __init__(
         self,
-        server: EmbeddedPostgres,
+        server: PostgresServer,
         *,
         pool_mode: str = "transaction",
         settings: Mapping[str, str] | None = None,
         tls: tuple[Path, Path] | None = None,
     ) -> None:
         self.server = server
-        self.port = processes.free_port()
+        self.port = free_port()
         self._pool_mode = pool_mode
         self._settings = dict(settings or {})
         self._tls = tls
@@ -211,11 +213,11 @@ class PgBouncer:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
-                **self.server.site.identity(),
+                preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+                **self.server.location.identity(),
             )
         deadline = time.monotonic() + 20
-        while not processes.answers(self.port):
+        while not postgres_answers(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PgBouncer did not start:\n{self.log}")
             time.sleep(0.02)
@@ -223,11 +225,13 @@ class PgBouncer:
     def stop(self) -> None:
         """SIGTERM: in these versions it ends at once, whatever is under way."""
         if self._process is not None:
-            processes.end(self.pid, first=signal.SIGTERM, seconds=10, child=self._process)
+            end_process(psutil.Process(self.pid))
+            self._process.wait()
             self._process = None
 
     def kill(self) -> None:
-        processes.kill(self.pid, child=self._process)
+        processes.kill(psutil.Process(self.pid))
+        self._process.wait()
         self._process = None
 
     def freeze(self) -> None:
@@ -274,5 +278,5 @@ class PgBouncer:
         known = (f'"{role}" "{self.server.password_of(role)}"\n' for role in (NAME, APPLICATION))
         (directory / "users").write_text("".join(known))
         for path in (directory, *directory.iterdir()):
-            self.server.site.give(path)
+            self.server.location.chown(path)
         return directory

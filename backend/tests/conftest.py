@@ -30,11 +30,12 @@ import pytest
 
 import versions
 from lending import Library
+from postgres_server import PostgresServer
 from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
+from src.config.private_files import make_directory
 from src.embedded import location
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services.signing import new_key
 
 if TYPE_CHECKING:
@@ -217,11 +218,19 @@ def _place() -> str:
     return tempfile.gettempdir()
 
 
+def give_away(path: Path) -> None:
+    """Make `path` the unprivileged user's, as whom root's servers run."""
+    account = location._unprivileged()
+    os.chown(path, account.uid, account.gid)
+
+
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
-    """A new directory that an unprivileged user may pass through (pytest's own are closed)."""
+    """A new directory of an unprivileged user's, whose servers keep their data in it also when root runs the tests."""
     path = Path(tempfile.mkdtemp(prefix="groundwork-test-", dir=_place()))
     path.chmod(0o755)
+    if os.geteuid() == 0:
+        give_away(path)
     try:
         yield path
     finally:
@@ -235,20 +244,20 @@ def _nothing_left_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     # Only this session's own, and what belongs to nobody any more: others may be running beside it.
     ours = str(tmp_path_factory.getbasetemp())
     strays = tuple(f"{place}/groundwork-test-" for place in (_MEMORY, tempfile.gettempdir()))
-    for origin in location.OUTSIDE.glob("*/origin"):
+    for origin in location.ROOT_HOME.glob("*/origin"):
         directory = origin.read_text().strip()
         if directory.startswith(ours) or (directory.startswith(strays) and not os.path.exists(directory)):
             shutil.rmtree(origin.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[PostgresServer]:
     """One running PostgreSQL for the whole session, 18 unless another version is to be tried (`versions.chosen`).
     Whoever stops or freezes a server uses a private one."""
     binaries = versions.binaries(versions.chosen())
     with (
         open_directory() as directory,
-        EmbeddedPostgres(directory / "data", binaries=binaries, options=FAST) as server,
+        PostgresServer(directory / "data", binaries=binaries, options=FAST) as server,
     ):
         yield server
 
@@ -262,10 +271,10 @@ def prepared_cluster() -> Iterator[Callable[[Path, Path | None], None]]:
         def put(directory: Path, binaries: Path | None = None) -> None:
             if binaries not in originals:
                 original = stack.enter_context(open_directory()) / "data"
-                with EmbeddedPostgres(original, binaries=binaries, options=FAST):
+                with PostgresServer(original, binaries=binaries, options=FAST):
                     pass
                 originals[binaries] = original
-            directory.mkdir(mode=0o711)
+            make_directory(directory)
             for name in ("postgres", "password", "app-password"):
                 # Unlike shutil, cp keeps the owner.
                 subprocess.run(["cp", "-a", str(originals[binaries] / name), str(directory)], check=True)
@@ -276,7 +285,7 @@ def prepared_cluster() -> Iterator[Callable[[Path, Path | None], None]]:
 @pytest.fixture
 def private_postgres(
     prepared_cluster: Callable[[Path, Path | None], None],
-) -> Iterator[Callable[..., EmbeddedPostgres]]:
+) -> Iterator[Callable[..., PostgresServer]]:
     """A factory of started servers of the test's own: `private_postgres(options=..., binaries=..., port=...)`.
 
     `prepare` is called with the server before its start and gives further options (certificates that it may read).
@@ -291,13 +300,13 @@ def private_postgres(
             binaries: Path | None = None,
             port: int | None = None,
             directory: Path | None = None,
-            prepare: Callable[[EmbeddedPostgres], Mapping[str, str]] | None = None,
-        ) -> EmbeddedPostgres:
+            prepare: Callable[[PostgresServer], Mapping[str, str]] | None = None,
+        ) -> PostgresServer:
             binaries = binaries or versions.binaries(versions.chosen())
             place = directory or stack.enter_context(open_directory()) / "data"
             if not place.exists():
                 prepared_cluster(place, binaries)
-            server = EmbeddedPostgres(place, options=options, binaries=binaries, port=port)
+            server = PostgresServer(place, options=options, binaries=binaries, port=port)
             stack.callback(server.stop, "immediate")
             if prepare is not None:
                 server.options.update(prepare(server))
@@ -335,7 +344,7 @@ class Administrator:
 
 
 @pytest.fixture(scope="session")
-def administrator(postgres: EmbeddedPostgres) -> Iterator[Administrator]:
+def administrator(postgres: PostgresServer) -> Iterator[Administrator]:
     opened = Administrator(postgres.url_for("postgres"))
     yield opened
     opened.close()
@@ -353,14 +362,14 @@ def new_database(administrator: Administrator, *, template: str = "template1") -
 
 
 @pytest.fixture
-def empty_database_url(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterator[str]:
+def empty_database_url(postgres: PostgresServer, administrator: Administrator) -> Iterator[str]:
     """The URL of a fresh database without any table."""
     with new_database(administrator) as name:
         yield postgres.url_for(name)
 
 
 @pytest.fixture(scope="session")
-def template(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterator[str]:
+def template(postgres: PostgresServer, administrator: Administrator) -> Iterator[str]:
     """The name of a migrated database that others are cloned from; nobody stays connected to it."""
     from src.services import schema
 
@@ -370,7 +379,7 @@ def template(postgres: EmbeddedPostgres, administrator: Administrator) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def library(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[Library]:
+def library(postgres: PostgresServer, administrator: Administrator, template: str) -> Iterator[Library]:
     """Lends migrated databases."""
     opened = Library(postgres, administrator, template)
     yield opened
@@ -378,7 +387,7 @@ def library(postgres: EmbeddedPostgres, administrator: Administrator, template: 
 
 
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres, library: Library) -> Iterator[str]:
+def database_url(postgres: PostgresServer, library: Library) -> Iterator[str]:
     """The URL of a migrated database without a row, nobody else's for as long as the test runs."""
     name = library.lend()
     yield postgres.url_for(name)
@@ -387,7 +396,7 @@ def database_url(postgres: EmbeddedPostgres, library: Library) -> Iterator[str]:
 
 @pytest.fixture
 def second_database_url(
-    postgres: EmbeddedPostgres, administrator: Administrator, template: str
+    postgres: PostgresServer, administrator: Administrator, template: str
 ) -> Iterator[str]:
     """The URL of another one, to compare with."""
     with new_database(administrator, template=template) as name:
@@ -395,7 +404,7 @@ def second_database_url(
 
 
 @pytest.fixture
-def app_database_url(postgres: EmbeddedPostgres, database_url: str) -> str:
+def app_database_url(postgres: PostgresServer, database_url: str) -> str:
     """The URL of the same database for the role that the service connects as: bound by row-level security."""
     return postgres.url_for(database_url.rsplit("/", 1)[1], role=APPLICATION)
 
@@ -426,7 +435,7 @@ async def app_database(app_database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
+def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
     """A way to the session's PostgreSQL that counts, and misbehaves when told to."""
     from proxies import Proxy
 

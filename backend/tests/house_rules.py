@@ -274,7 +274,7 @@ def _does_nothing(step: ast.stmt) -> bool:
 def no_engine_at_module_level(source: Source) -> Iterator[Finding]:
     makers = {
         "create_engine", "create_async_engine", "make_engine", "create_pool", "Database", "Database.from_settings",
-        "AsyncSession", "Session", "async_sessionmaker", "sessionmaker", "EmbeddedPostgres", "FastAPI", "create_app",
+        "AsyncSession", "Session", "async_sessionmaker", "sessionmaker", "PostgresServer", "FastAPI", "create_app",
     }  # fmt: skip
     waiting: list[ast.AST] = list(source.tree.body)
     while waiting:

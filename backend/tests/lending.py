@@ -14,7 +14,7 @@ import asyncpg
 
 if TYPE_CHECKING:
     from conftest import Administrator
-    from src.embedded.server import EmbeddedPostgres
+    from postgres_server import PostgresServer
 
 # Where a schema, its rights and what a database is set to are written down.
 _CATALOGUES: Final = (
@@ -51,7 +51,7 @@ _OTHERS_TOLD_TO_END: Final = """
 class Library:
     """Migrated databases, as many as are needed at once: `lend` gives the name of one, `take_back` ends its use."""
 
-    def __init__(self, postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> None:
+    def __init__(self, postgres: PostgresServer, administrator: Administrator, template: str) -> None:
         self._postgres = postgres
         self._administrator = administrator
         self._template = template

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from src.embedded import processes
+from postgres_server import free_port
 
 T = TypeVar("T")
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
@@ -123,7 +123,7 @@ class Proxy:
     ) -> None:
         self.target = (target_host, target_port)
         self.tls = tls
-        self.port = processes.free_port()
+        self.port = free_port()
         self.delay_seconds = 0.0
         self._traffic = Traffic()
         self._links: set[_Link] = set()
@@ -364,7 +364,7 @@ class Thief:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.tls = tls
-        self.port = processes.free_port()
+        self.port = free_port()
         self.heard = b""
         self.passwords: list[str] = []
         self.connections = 0

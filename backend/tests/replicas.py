@@ -12,24 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import Administrator
+from postgres_server import PostgresServer
 from proxies import Proxy
 from src.config import private_files
 from src.embedded.roles import NAME, PASSWORD_FILES, url_of
-from src.embedded.server import EmbeddedPostgres
 
 
 @contextmanager
 def standby_of(
-    primary: EmbeddedPostgres, directory: Path, *, port: int | None = None, through: int | None = None
-) -> Iterator[EmbeddedPostgres]:
+    primary: PostgresServer, directory: Path, *, port: int | None = None, through: int | None = None
+) -> Iterator[PostgresServer]:
     """A hot standby in `directory`, which is not there yet, following `primary`, by another port where one is given."""
-    standby = EmbeddedPostgres(directory, port=port)
-    directory.mkdir(mode=0o711)
-    standby.site.prepare()
-    building = standby.site.home / "copied"
+    standby = PostgresServer(directory, port=port)
+    private_files.make_directory(directory)
+    standby.location.prepare()
+    building = standby.location.home / "copied"
     building.mkdir(mode=0o700)
-    standby.site.give(building)
-    source = url_of(NAME, primary.password, through or primary.port, "postgres")
+    standby.location.chown(building)
+    source = url_of(NAME, primary.password, "postgres", "127.0.0.1", through or primary.port)
     subprocess.run(
         [
             str(standby.binaries / "pg_basebackup"),
@@ -39,15 +39,15 @@ def standby_of(
             "--checkpoint=fast",
             "--no-sync",
         ],
-        env=standby.site.environment(),
+        env=standby.location.environment(),
         cwd="/",
         check=True,
         capture_output=True,
-        **standby.site.identity(),
+        **standby.location.identity(),
     )
     building.rename(standby.data_path)
     for role, file in PASSWORD_FILES.items():
-        private_files.write_privately(standby.site.home / file, primary.password_of(role))
+        private_files.write_privately(standby.location.home / file, primary.password_of(role))
     try:
         standby.start()
         yield standby
@@ -58,10 +58,10 @@ def standby_of(
 class Pair:
     """A primary, its standby, the wire by which the second hears of the first, and what an operator does at them."""
 
-    def __init__(self, primary: EmbeddedPostgres, standby: EmbeddedPostgres, wire: Proxy) -> None:
+    def __init__(self, primary: PostgresServer, standby: PostgresServer, wire: Proxy) -> None:
         self.primary, self.standby, self.wire = primary, standby, wire
 
-    def ask(self, server: EmbeddedPostgres, *statements: str) -> object:
+    def ask(self, server: PostgresServer, *statements: str) -> object:
         """Runs statements at that server and gives the last one's first value."""
         administrator = Administrator(server.url_for("postgres"))
         try:
@@ -82,7 +82,7 @@ class Pair:
     def promote(self) -> None:
         self.ask(self.standby, "SELECT pg_promote(wait => true)")
 
-    def _until(self, server: EmbeddedPostgres, question: str) -> None:
+    def _until(self, server: PostgresServer, question: str) -> None:
         deadline = time.monotonic() + 30
         while not self.ask(server, question):
             assert time.monotonic() < deadline, question

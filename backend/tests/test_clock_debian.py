@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from asking import TASKS, Caller, served
+from postgres_server import PostgresServer
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
 
 pytestmark = pytest.mark.debian
@@ -39,7 +39,7 @@ async def figures(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 async def test_r7_clock_steps_of_an_hour_change_no_duration(
-    postgres: EmbeddedPostgres, database_url: str, tmp_path: Path
+    postgres: PostgresServer, database_url: str, tmp_path: Path
 ) -> None:
     name = database_url.rsplit("/", 1)[1]
     (library,) = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")

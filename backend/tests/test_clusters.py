@@ -11,11 +11,11 @@ import asyncpg
 import pytest
 
 from clusters import Authority, PgBouncer, Proxy, Thief, Traffic, at, postgres_15_binaries, resolving
-from src.embedded.server import EmbeddedPostgres
+from postgres_server import PostgresServer
 from waiting import eventually
 
 
-async def test_a_statement_is_one_round_trip_once_it_is_prepared(postgres: EmbeddedPostgres) -> None:
+async def test_a_statement_is_one_round_trip_once_it_is_prepared(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
         connection = await asyncpg.connect(proxy.through(postgres.url))
         await connection.fetchval("SELECT 1")
@@ -32,7 +32,7 @@ async def test_a_statement_is_one_round_trip_once_it_is_prepared(postgres: Embed
         await connection.close()
 
 
-async def test_a_frozen_proxy_keeps_what_is_sent_and_delivers_it_later(postgres: EmbeddedPostgres) -> None:
+async def test_a_frozen_proxy_keeps_what_is_sent_and_delivers_it_later(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
         connection = await asyncpg.connect(proxy.through(postgres.url))
         proxy.freeze()
@@ -45,7 +45,7 @@ async def test_a_frozen_proxy_keeps_what_is_sent_and_delivers_it_later(postgres:
 
 
 async def test_a_black_hole_swallows_and_its_connections_end_when_it_heals(
-    postgres: EmbeddedPostgres,
+    postgres: PostgresServer,
 ) -> None:
     with Proxy(postgres.port) as proxy:
         url = proxy.through(postgres.url)
@@ -64,7 +64,7 @@ async def test_a_black_hole_swallows_and_its_connections_end_when_it_heals(
 
 
 async def test_a_lost_reply_leaves_the_write_behind(
-    postgres: EmbeddedPostgres, empty_database_url: str
+    postgres: PostgresServer, empty_database_url: str
 ) -> None:
     with Proxy(postgres.port) as proxy:
         url = proxy.through(empty_database_url)
@@ -91,7 +91,7 @@ async def test_a_lost_reply_leaves_the_write_behind(
         await beside.close()
 
 
-async def test_reset_refuse_accept_and_delay(postgres: EmbeddedPostgres) -> None:
+async def test_reset_refuse_accept_and_delay(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
         url = proxy.through(postgres.url)
         connection = await asyncpg.connect(url)
@@ -113,7 +113,7 @@ async def test_reset_refuse_accept_and_delay(postgres: EmbeddedPostgres) -> None
 
 
 async def test_tls_ends_at_the_proxy_and_is_verified_against_the_authority(
-    postgres: EmbeddedPostgres, tmp_path: Path
+    postgres: PostgresServer, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
     context = ssl.create_default_context(cafile=authority.root_path)
@@ -145,7 +145,7 @@ async def test_a_thief_gets_the_password_of_whoever_does_not_verify(tmp_path: Pa
 
 
 @pytest.mark.debian
-async def test_pgbouncer_hands_out_another_backend_for_each_transaction(postgres: EmbeddedPostgres) -> None:
+async def test_pgbouncer_hands_out_another_backend_for_each_transaction(postgres: PostgresServer) -> None:
     with PgBouncer(postgres, settings={"default_pool_size": "1"}) as bouncer:
         connections = [await asyncpg.connect(bouncer.url, statement_cache_size=0) for _ in range(3)]
         backends = [await connection.fetchval("SELECT pg_backend_pid()") for connection in connections]
@@ -163,7 +163,7 @@ async def test_pgbouncer_hands_out_another_backend_for_each_transaction(postgres
 
 @pytest.mark.debian
 async def test_postgresql_15_serves_tls_with_a_certificate_of_the_authority(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ) -> None:
     from conftest import open_directory
 

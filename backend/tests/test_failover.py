@@ -29,7 +29,7 @@ from src.services import schema
 from src.services.signing import SigningKeys, new_key, seeds
 
 if TYPE_CHECKING:
-    from src.embedded.server import EmbeddedPostgres
+    from postgres_server import PostgresServer
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ KEY = new_key()
 
 
 @pytest.fixture
-def pair(private_postgres: Callable[..., EmbeddedPostgres]) -> Iterator[Pair]:
+def pair(private_postgres: Callable[..., PostgresServer]) -> Iterator[Pair]:
     """A migrated primary, and its standby."""
     primary = private_postgres()
     asyncio.run(schema.create_tables(parse(primary.url)))
@@ -136,7 +136,7 @@ class Load:
             await asyncio.sleep(0.01)
 
 
-async def stored(server: EmbeddedPostgres, ana: Caller) -> dict[str, str]:
+async def stored(server: PostgresServer, ana: Caller) -> dict[str, str]:
     connection = await asyncpg.connect(server.url)
     rows = await connection.fetch(
         "SELECT title, id FROM tasks WHERE user_id = $1 AND title <> 'warm'", ana.id

@@ -35,9 +35,9 @@ import leaks
 from conftest import open_directory
 from forking import Commands
 from leaks import CANARY
+from postgres_server import PostgresServer
 from processes import command_line, copy_program, descendants
 from src.cli.app import app
-from src.embedded.server import EmbeddedPostgres
 
 BACKEND = Path(__file__).resolve().parents[1]
 ENCODED = quote(CANARY, safe="")
@@ -60,7 +60,7 @@ class Ran:
 class Stage:
     """A copy of the program, which meets no backend/.env of the developer's, and a server with the canary."""
 
-    def __init__(self, root: Path, server: EmbeddedPostgres) -> None:
+    def __init__(self, root: Path, server: PostgresServer) -> None:
         self.backend = root / "backend"
         self.server = server
         copy_program(self.backend)
@@ -316,7 +316,7 @@ SERVICES: dict[str, tuple[Callable[[Stage], Ran], int]] = {
 }
 
 
-async def prepare(server: EmbeddedPostgres) -> None:
+async def prepare(server: PostgresServer) -> None:
     connection = await asyncpg.connect(server.url)
     # The server writes every statement down, and this one holds the canary rightly.
     await connection.execute("SET log_statement = 'none'; SET log_min_error_statement = 'panic'")
@@ -330,7 +330,7 @@ async def prepare(server: EmbeddedPostgres) -> None:
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     options = {"log_statement": "all", "log_connections": "on", "log_error_verbosity": "verbose"}
-    with open_directory() as directory, EmbeddedPostgres(directory / "data", options=options) as server:
+    with open_directory() as directory, PostgresServer(directory / "data", options=options) as server:
         asyncio.run(prepare(server))
         with contextlib.closing(Stage(directory, server)) as made:
             yield made

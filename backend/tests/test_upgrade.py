@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from asking import BACKEND, TASKS, Caller, served
+from postgres_server import PostgresServer
 from src.config.database import parse
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services import schema
 from src.services.signing import SigningKeys, new_key, seeds
 
@@ -71,7 +71,7 @@ async def live(caller: Caller, done: asyncio.Event, lives: list[str]) -> None:
 
 
 async def test_s1_the_code_from_before_the_newest_migration_meets_no_error_while_it_runs_and_after(
-    before: tuple[Path, str], postgres: EmbeddedPostgres, empty_database_url: str
+    before: tuple[Path, str], postgres: PostgresServer, empty_database_url: str
 ) -> None:
     source, revision = before
     await schema.create_tables(parse(empty_database_url))

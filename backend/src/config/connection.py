@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from .dsn import Host
+from .dsn import DEFAULT_PORT, Host
 from .tls import Tls, context_for, refuse_drivers_own_files
 
 # "auto": the name does not tell; the database service finds out when it first connects.
@@ -104,7 +104,9 @@ class ConnectionSettings:
             for host in self.hosts
         )
         if sockets and len(self.hosts) == 1:
-            hosts, shown = "", {"host": self.hosts[0].name, "port": str(self.hosts[0].port), **shown}
+            (host,) = self.hosts
+            port = None if host.port == DEFAULT_PORT else str(host.port)
+            hosts, shown = "", {**shown, "host": host.name, "port": port, "sslmode": None}
         query = "&".join(
             f"{key}={quote(value, safe='/')}" for key, value in shown.items() if value is not None
         )

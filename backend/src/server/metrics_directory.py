@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..embedded.processes import alive
+from ..embedded.lifetime import alive
 
 # Followed by the supervisor's process id.
 _PREFIX = "groundwork-metrics-"

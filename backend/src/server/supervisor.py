@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from ..config.logging import configure, get_logger
 from ..config.redaction import redact_text
 from ..config.settings import Settings, as_environment, require_database
-from ..embedded.processes import die_with_parent
+from ..embedded.lifetime import die_with_parent
 from ..errors import ConfigurationError, GroundworkError
 from . import sockets
 from .control import (

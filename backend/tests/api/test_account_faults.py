@@ -20,7 +20,7 @@ from src.services import schema
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from src.embedded.server import EmbeddedPostgres
+    from postgres_server import PostgresServer
     from tests.api.conftest import MakeApp
 
 STRANGER = "198.51.100.7"
@@ -37,7 +37,7 @@ def bare(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
 
 
 async def test_a5_a_log_in_reveals_no_account_by_its_answer_or_by_the_work_done_for_it(
-    private_postgres: Callable[..., EmbeddedPostgres], make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+    private_postgres: Callable[..., PostgresServer], make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another password, no such account, an account without a password, and a disabled one with the right one."""
     server = private_postgres(options={"shared_preload_libraries": "pg_stat_statements", "fsync": "off"})

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from asking import served, well
+from postgres_server import PostgresServer
 from src.api.health import Health
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from waiting import eventually
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def test_details_that_are_switched_off_are_off_everywhere(make_app: MakeAp
 
 
 async def test_with_two_workers_the_admin_port_sums_both_and_drains_with_them(
-    postgres: EmbeddedPostgres, database_url: str
+    postgres: PostgresServer, database_url: str
 ) -> None:
     name = database_url.rsplit("/", 1)[1]
     with served(

@@ -21,8 +21,8 @@ from asking import TASKS, Served, hold, problem, served
 from better_auth_server import BetterAuth, Person
 from conftest import Administrator, new_database
 from issuers import encoded
+from postgres_server import PostgresServer
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services.identity import NAMESPACE
 
 pytestmark = pytest.mark.node
@@ -34,7 +34,7 @@ class World:
     """Services and Better Auth servers, each on a database of its own. All end with the test."""
 
     def __init__(
-        self, stack: ExitStack, postgres: EmbeddedPostgres, administrator: Administrator, template: str
+        self, stack: ExitStack, postgres: PostgresServer, administrator: Administrator, template: str
     ) -> None:
         self._stack = stack
         self._postgres = postgres
@@ -109,14 +109,14 @@ class Service:
 
 
 @pytest.fixture
-def world(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[World]:
+def world(postgres: PostgresServer, administrator: Administrator, template: str) -> Iterator[World]:
     with ExitStack() as stack:
         yield World(stack, postgres, administrator, template)
 
 
 @pytest.fixture(scope="module")
 def shared(
-    postgres: EmbeddedPostgres, administrator: Administrator, template: str
+    postgres: PostgresServer, administrator: Administrator, template: str
 ) -> Iterator[tuple[BetterAuth, Service]]:
     """One server as the guide configures it, and one service that trusts it: for tests that leave both as they are."""
     with ExitStack() as stack:

@@ -19,9 +19,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import iter_route_contexts
 
 from asking import TASKS, Caller, hold, people
+from postgres_server import PostgresServer
 from src.config.database import parse
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services import schema
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def without_ids(answer: httpx.Response, *ids: str) -> tuple[int, dict[str, str],
 
 @asynccontextmanager
 async def watched(
-    private_postgres: Callable[..., EmbeddedPostgres], make_app: MakeApp, serve: Serve
+    private_postgres: Callable[..., PostgresServer], make_app: MakeApp, serve: Serve
 ) -> AsyncIterator[tuple[FastAPI, Caller, Caller, asyncpg.Connection[asyncpg.Record]]]:
     """Two people in front of a server that counts its statements, and a connection that reads the counts."""
     options = {"shared_preload_libraries": "pg_stat_statements", "fsync": "off", "track_io_timing": "off"}
@@ -218,7 +218,7 @@ async def work_of(
 
 
 async def test_a4_a_foreign_id_is_answered_as_an_unused_one_by_the_same_work_on_every_verb(
-    private_postgres: Callable[..., EmbeddedPostgres], make_app: MakeApp, serve: Serve
+    private_postgres: Callable[..., PostgresServer], make_app: MakeApp, serve: Serve
 ) -> None:
     async with watched(private_postgres, make_app, serve) as (app, ana, bob, counter):
         await bob.create("bob's own")  # He is known, so that being provisioned makes no difference.
@@ -256,7 +256,7 @@ async def test_a4_a_foreign_id_is_answered_as_an_unused_one_by_the_same_work_on_
 
 
 async def test_a4_a_foreign_id_that_differs_in_its_work_or_its_answer_would_be_found(
-    private_postgres: Callable[..., EmbeddedPostgres], make_app: MakeApp, serve: Serve
+    private_postgres: Callable[..., PostgresServer], make_app: MakeApp, serve: Serve
 ) -> None:
     """The comparison itself: one's own task is told from an unused id by the answer and by the rows."""
     async with watched(private_postgres, make_app, serve) as (_, ana, _, counter):

@@ -21,9 +21,9 @@ import pytest
 
 from asking import TASKS, Caller, people, problem
 from conftest import open_directory
+from postgres_server import PostgresServer
 from src.config.database import parse
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services import schema
 from waiting import eventually
 
@@ -84,7 +84,7 @@ def long_text() -> str:
 
 @asynccontextmanager
 async def serving(
-    server: EmbeddedPostgres, name: str, make_app: MakeApp, serve: Serve
+    server: PostgresServer, name: str, make_app: MakeApp, serve: Serve
 ) -> AsyncIterator[Caller]:
     await schema.create_tables(parse(server.url_for(name)))
     app = make_app(
@@ -102,7 +102,7 @@ async def stored(ana: Caller) -> dict[str, str]:
 
 async def test_d7_on_a_full_disk_writes_are_503_and_reads_go_on_until_there_is_room(
     disk: Callable[[int], Disk],
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
     make_app: MakeApp,
     serve: Serve,
 ) -> None:
@@ -110,7 +110,7 @@ async def test_d7_on_a_full_disk_writes_are_503_and_reads_go_on_until_there_is_r
     server = private_postgres()
     place = small.path / "tables"
     place.mkdir(mode=0o700)
-    server.site.give(place)
+    server.location.chown(place)
     operator = await asyncpg.connect(server.url)
     await operator.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
     await operator.execute("CREATE DATABASE on_small TABLESPACE small")
@@ -165,7 +165,7 @@ async def test_d7_on_a_full_disk_writes_are_503_and_reads_go_on_until_there_is_r
         assert await stored(ana) == acknowledged
 
 
-async def has_ended(server: EmbeddedPostgres) -> bool:
+async def has_ended(server: PostgresServer) -> bool:
     return not server.running
 
 
@@ -175,7 +175,7 @@ async def reads(ana: Caller) -> bool:
 
 async def test_d7_without_room_for_its_log_postgresql_ends_itself_and_loses_nothing_that_was_acknowledged(
     disk: Callable[[int], Disk],
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
     make_app: MakeApp,
     serve: Serve,
 ) -> None:

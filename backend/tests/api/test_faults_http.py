@@ -21,10 +21,10 @@ from fastapi import FastAPI
 
 from asking import TASKS, Caller, people, problem, served
 from clusters import Proxy
+from postgres_server import PostgresServer
 from src.config.database import parse
 from src.config.settings import load_settings
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services import schema
 from src.services.signing import SigningKeys
 from waiting import eventually
@@ -302,7 +302,7 @@ async def test_l2_a_thousand_clients_that_hang_up_leak_nothing(
 
 @asynccontextmanager
 async def on_own_server(
-    server: EmbeddedPostgres, make_app: MakeApp, serve: Serve, **settings: Any
+    server: PostgresServer, make_app: MakeApp, serve: Serve, **settings: Any
 ) -> AsyncIterator[Caller]:
     await schema.create_tables(parse(server.url))
     name = server.url.rsplit("/", 1)[1]
@@ -314,7 +314,7 @@ async def on_own_server(
 
 
 async def test_d1_an_immediate_restart_under_load_fails_no_read_and_loses_no_acknowledged_write(
-    private_postgres: Callable[..., EmbeddedPostgres], make_app: MakeApp, serve: Serve
+    private_postgres: Callable[..., PostgresServer], make_app: MakeApp, serve: Serve
 ) -> None:
     server = private_postgres()
     async with on_own_server(server, make_app, serve, **PATIENT) as ana:

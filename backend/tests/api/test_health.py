@@ -17,9 +17,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from asking import well
+from postgres_server import PostgresServer
 from src.api.health import Health, Readiness
 from src.config.settings import load_settings
-from src.embedded.server import EmbeddedPostgres
 from src.main import create_app
 from src.services import schema
 
@@ -212,7 +212,7 @@ async def test_a_read_only_database_is_a_warning(make_app: MakeApp, database_url
 
 
 async def test_a_stopped_server_is_seen_and_its_return_too(
-    private_postgres: Callable[..., EmbeddedPostgres], serve: Serve
+    private_postgres: Callable[..., PostgresServer], serve: Serve
 ) -> None:
     server = private_postgres()
     async with serve(create_app(load_settings(database_url=server.url))) as client:
@@ -232,7 +232,7 @@ async def test_a_stopped_server_is_seen_and_its_return_too(
 
 
 async def test_d3_a_frozen_server_is_not_ready_within_the_budget_while_the_process_is_alive(
-    private_postgres: Callable[..., EmbeddedPostgres], serve: Serve
+    private_postgres: Callable[..., PostgresServer], serve: Serve
 ) -> None:
     server = private_postgres()
     settings = load_settings(database_url=server.url)
@@ -263,7 +263,7 @@ async def test_health_is_answered_in_under_five_milliseconds_when_warm(client: h
 
 
 async def test_no_answer_shows_the_password_of_the_database(
-    postgres: EmbeddedPostgres, database_url: str, serve: Serve, log: Log
+    postgres: PostgresServer, database_url: str, serve: Serve, log: Log
 ) -> None:
     secret = "p%@:/ é"
     connection = await asyncpg.connect(database_url)

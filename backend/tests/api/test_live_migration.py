@@ -19,9 +19,9 @@ import pytest
 from asking import TASKS, Caller, people
 from clusters import PgBouncer, tracking_settings
 from conftest import FAST
+from postgres_server import PostgresServer
 from src.config.database import parse
 from src.embedded.roles import APPLICATION, NAME
-from src.embedded.server import EmbeddedPostgres
 from src.services import schema
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ TRACKING = [word for _ in tracking_settings() for word in ("tracking, unsaid", "
 
 
 @pytest.fixture
-def server(private_postgres: Callable[..., EmbeddedPostgres]) -> EmbeddedPostgres:
+def server(private_postgres: Callable[..., PostgresServer]) -> PostgresServer:
     server = private_postgres(options=FAST)
     asyncio.run(schema.create_tables(parse(server.url)))
     return server
@@ -55,7 +55,7 @@ def server(private_postgres: Callable[..., EmbeddedPostgres]) -> EmbeddedPostgre
         *[pytest.param(word, marks=pytest.mark.debian) for word in TRACKING],
     ]
 )
-def way(request: pytest.FixtureRequest, server: EmbeddedPostgres) -> Iterator[str]:
+def way(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[str]:
     """Where the service reaches the database."""
     with ExitStack() as stack:
         if request.param == "direct":
@@ -69,7 +69,7 @@ def way(request: pytest.FixtureRequest, server: EmbeddedPostgres) -> Iterator[st
 
 
 @pytest.fixture
-def app(request: pytest.FixtureRequest, way: str, server: EmbeddedPostgres, make_app: MakeApp) -> FastAPI:
+def app(request: pytest.FixtureRequest, way: str, server: PostgresServer, make_app: MakeApp) -> FastAPI:
     """Patient: a change of type keeps everybody waiting, and for how long is not the matter here."""
     return make_app(
         database_url=way,
@@ -83,7 +83,7 @@ def app(request: pytest.FixtureRequest, way: str, server: EmbeddedPostgres, make
 
 
 async def test_s4_what_waited_for_a_change_of_type_finds_every_row_there(
-    app: FastAPI, server: EmbeddedPostgres, serve: Serve
+    app: FastAPI, server: PostgresServer, serve: Serve
 ) -> None:
     """To who looks by a snapshot from before it, a table that was written anew is empty."""
     async with people(serve, app) as (ana, _), beside(server) as operator:
@@ -131,7 +131,7 @@ async def test_s4_what_waited_for_a_change_of_type_finds_every_row_there(
 
 
 @asynccontextmanager
-async def beside(server: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+async def beside(server: PostgresServer) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """A connection beside the service, as the owner of the tables."""
     operator = await asyncpg.connect(server.url)
     try:
@@ -150,7 +150,7 @@ async def waiting(operator: asyncpg.Connection[asyncpg.Record]) -> None:
 
 
 async def test_s4_columns_change_their_type_under_live_traffic_and_no_request_fails(
-    app: FastAPI, server: EmbeddedPostgres, serve: Serve
+    app: FastAPI, server: PostgresServer, serve: Serve
 ) -> None:
     async with people(serve, app) as (ana, ben):
         done = asyncio.Event()

@@ -9,7 +9,7 @@ import pytest
 
 from asking import TASKS, Caller, people
 from clusters import Proxy
-from src.embedded.server import EmbeddedPostgres
+from postgres_server import PostgresServer
 
 if TYPE_CHECKING:
     from tests.api.conftest import MakeApp, Serve
@@ -44,7 +44,7 @@ async def ask(caller: Caller, name: str, proxy: Proxy) -> int:
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_operation_is_one_round_trip(
     name: str,
-    postgres: EmbeddedPostgres,
+    postgres: PostgresServer,
     app_database_url: str,
     database_url: str,
     make_app: MakeApp,
@@ -62,7 +62,7 @@ async def test_an_operation_is_one_round_trip(
 
 
 async def test_a_repeated_key_a_missing_task_and_a_lost_race_cost_one_round_trip_too(
-    postgres: EmbeddedPostgres, app_database_url: str, database_url: str, make_app: MakeApp, serve: Serve
+    postgres: PostgresServer, app_database_url: str, database_url: str, make_app: MakeApp, serve: Serve
 ) -> None:
     with Proxy(postgres.port) as proxy:
         app = make_app(

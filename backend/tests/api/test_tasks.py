@@ -16,7 +16,7 @@ from clusters import Proxy
 from src.models import TaskRead
 
 if TYPE_CHECKING:
-    from src.embedded.server import EmbeddedPostgres
+    from postgres_server import PostgresServer
     from tests.api.conftest import MakeApp, Person, Serve
 
 TASKS = "/v1/tasks"
@@ -311,7 +311,7 @@ async def test_a_key_belongs_to_one_request_of_one_person(ana: Person, ben: Pers
 
 
 async def test_a_lost_answer_is_504_and_only_a_key_makes_the_repeat_safe(
-    make_app: MakeApp, serve: Serve, somebody: type[Person], postgres: EmbeddedPostgres, database_url: str
+    make_app: MakeApp, serve: Serve, somebody: type[Person], postgres: PostgresServer, database_url: str
 ) -> None:
     batch = {"operations": [{"op": "create", "task": {"title": "b"}}]}
     with Proxy(postgres.port) as proxy:

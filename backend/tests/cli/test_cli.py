@@ -20,9 +20,10 @@ import pytest
 from clusters import Proxy, at
 from conftest import open_directory
 from installation import Installation, fetch
+from postgres_server import PostgresServer
 from processes import command_line
 from src.cli import app
-from src.embedded.server import EmbeddedPostgres, running_url
+from src.embedded.server import running_url
 from waiting import until
 
 BACKEND = Path(__file__).resolve().parents[2]
@@ -418,7 +419,7 @@ def test_verify_without_a_database_starts_one_and_stops_it(installation: Install
 
 
 def test_commands_attach_to_the_running_embedded_database(
-    installation: Installation, private_postgres: Callable[..., EmbeddedPostgres]
+    installation: Installation, private_postgres: Callable[..., PostgresServer]
 ) -> None:
     server = private_postgres()
     data = {"DATA_DIRECTORY": str(server.directory)}
@@ -444,7 +445,7 @@ def test_verify_starts_nothing_where_a_database_was_meant(
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(
-    installation: Installation, database_url: str, postgres: EmbeddedPostgres
+    installation: Installation, database_url: str, postgres: PostgresServer
 ) -> None:
     with Proxy(postgres.port) as proxy:
         proxy.freeze()
@@ -558,7 +559,7 @@ def test_an_unreachable_database_ends_with_1_soon_and_in_silence_about_the_passw
 
 
 def test_a_password_given_raw_reaches_the_server_and_no_output(
-    installation: Installation, database_url: str, postgres: EmbeddedPostgres
+    installation: Installation, database_url: str, postgres: PostgresServer
 ) -> None:
     name = f"canary_{time.monotonic_ns()}"
     fetch(database_url, f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{CANARY}'")

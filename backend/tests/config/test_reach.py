@@ -26,8 +26,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from clusters import Authority, Proxy, Thief, resolving
 from conftest import FAST, open_directory
+from postgres_server import PostgresServer
 from src.config.database import parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import DatabaseRefused, GroundworkError
 from src.services import hosts, schema, server_authentication
 from src.services.server_authentication import AuthenticationMethodRefused
@@ -40,7 +40,7 @@ ODD = "p%@:/ é"
 class Doors:
     """The ways into one server: plain TCP, a Unix socket, and TLS with good and bad certificates."""
 
-    server: EmbeddedPostgres
+    server: PostgresServer
     socket: Path
     root: Path
     client: tuple[Path, Path]
@@ -93,7 +93,7 @@ def doors() -> Iterator[Doors]:
             "listen_addresses": "127.0.0.1,::1" if has_ipv6() else "127.0.0.1",
         }
         with (
-            EmbeddedPostgres(directory / "data", options=options) as server,
+            PostgresServer(directory / "data", options=options) as server,
             closed_port() as closed,
         ):
             certificates = {

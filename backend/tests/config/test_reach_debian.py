@@ -11,8 +11,8 @@ import pytest
 
 from clusters import Authority, PgBouncer, postgres_15_binaries, resolving
 from conftest import open_directory
+from postgres_server import PostgresServer
 from src.config.database import parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import GroundworkError
 from ways import HASTY, WAYS
 
@@ -23,7 +23,7 @@ NAME = "ep-x-pooler.eu-central-1.aws.neon.tech"
 
 @dataclass
 class Real:
-    server: EmbeddedPostgres
+    server: PostgresServer
     authority: Authority
     stranger: Authority
     client: tuple[Path, Path]
@@ -40,7 +40,7 @@ def real() -> Iterator[Real]:
     with open_directory() as directory:
         (directory / "other").mkdir()
         authority, stranger = Authority(directory), Authority(directory / "other")
-        server = EmbeddedPostgres(directory / "data", binaries=postgres_15_binaries())
+        server = PostgresServer(directory / "data", binaries=postgres_15_binaries())
         server.options.update(
             authority.server_options(server, "db.internal", "127.0.0.1", NAME, clients=True)
         )

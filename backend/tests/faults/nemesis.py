@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 
 import asyncpg
 
-from src.embedded import processes as processes
 from src.embedded.roles import APPLICATION
 from src.models.isolation import GRANTS, ROLE
+from tests.postgres_server import postgres_answers
 
 from .journal import Clock, Journal
 from .schedule import KINDS, Fault
@@ -147,7 +147,7 @@ class Nemesis:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found[self._turn % len(found)], signal.SIGKILL)
             time.sleep(0.02)
-        while not processes.answers(self.stage.postgres.port):
+        while not postgres_answers(self.stage.postgres.port):
             time.sleep(0.005)
         yield
 

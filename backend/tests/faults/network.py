@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from src.embedded import processes
+from tests.postgres_server import free_port
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Network:
     has been done."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: int, *, speaks_postgres: bool) -> None:
-        self.port = processes.free_port()
+        self.port = free_port()
         self.target = target
         self.loop = loop
         self.connections = 0

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
+import psutil
 import uvloop
 
-from src.embedded import processes as processes
+from src.embedded.lifetime import die_with_parent
 from src.embedded.roles import APPLICATION, NAME
-from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
+from tests.postgres_server import PostgresServer, free_port, port_is_free
 
 from .network import Network
 
@@ -83,7 +84,7 @@ class Stage:
         self,
         directory: Path,
         loop: Loop,
-        postgres: EmbeddedPostgres,
+        postgres: PostgresServer,
         *,
         workers: int,
         mutant: str | None,
@@ -96,7 +97,7 @@ class Stage:
         self.workers = workers
         self.signing_key = new_key()
         self.database = Network(loop.loop, postgres.port, speaks_postgres=True)
-        self.port = processes.free_port()
+        self.port = free_port()
         self.clients = Network(loop.loop, self.port, speaks_postgres=False)
         self.log_path = directory / "service.log"
         self._mutant = mutant
@@ -161,7 +162,7 @@ class Stage:
             connection.close()
 
     def worker_pids(self) -> list[int]:
-        return [] if self._process is None else sorted(processes.children(self._process.pid))
+        return [] if self._process is None else sorted(_children(self._process.pid))
 
     def service_lives(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -177,12 +178,12 @@ class Stage:
             return 0
         process.send_signal(signal.SIGTERM)
         try:
-            while process.poll() is None and not processes.port_is_free(self.port):
+            while process.poll() is None and not port_is_free(self.port):
                 time.sleep(0.01)
             then()
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
-            family = processes.children(process.pid)
+            family = _children(process.pid)
             for pid in (process.pid, *family):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -250,9 +251,15 @@ class Stage:
         return asyncio.run(look())
 
 
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children()]
+    return []
+
+
 def _as_an_operator_would() -> Callable[[], None]:
     """Whoever runs the harness by nohup lets it, and all that it starts, ignore the signal that renews workers."""
-    end_with_us = processes.die_with_parent(signal.SIGTERM)
+    end_with_us = die_with_parent(signal.SIGTERM)
 
     def arrange() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -282,7 +289,7 @@ def staged(
             BACKEND / "src", directory / "service" / "src", ignore=shutil.ignore_patterns("__pycache__")
         )
         chosen = {"max_connections": str(MAX_CONNECTIONS), "max_wal_size": "1GB", **(options or {})}
-        with EmbeddedPostgres(directory / "data", options=chosen) as postgres:
+        with PostgresServer(directory / "data", options=chosen) as postgres:
             stage = Stage(
                 directory, loop, postgres, workers=workers, mutant=mutant, role=role, settings=settings or {}
             )

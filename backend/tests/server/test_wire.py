@@ -17,9 +17,9 @@ import pytest
 
 from asking import Served, served
 from conftest import Administrator
+from postgres_server import PostgresServer
 from speaking import Answer, Line, answers_in
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.server.protocol import MAX_PIPELINED
 from src.services.signing import SigningKeys, new_key, seeds
 
@@ -31,7 +31,7 @@ REFUSED = {400, 408, 413, 414, 415, 422, 429, 431}
 
 
 @pytest.fixture(scope="module")
-def service(postgres: EmbeddedPostgres, administrator: Administrator, template: str) -> Iterator[Served]:
+def service(postgres: PostgresServer, administrator: Administrator, template: str) -> Iterator[Served]:
     name = f"test_{uuid4().hex[:16]}"
     administrator.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     with served(

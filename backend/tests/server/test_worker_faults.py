@@ -21,8 +21,8 @@ import httpx
 import pytest
 
 from asking import TASKS, Caller, served
+from postgres_server import PostgresServer
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.services.signing import SigningKeys, new_key, seeds
 from supervised import SCRIPT, Service
 from waiting import PATIENCE, eventually
@@ -147,7 +147,7 @@ MANY = 500
 
 @pytest.mark.parametrize("how", ["import", "batch", "one"])
 async def test_r6_a_drain_that_overruns_leaves_all_of_a_write_or_nothing(
-    postgres: EmbeddedPostgres, database_url: str, how: str
+    postgres: PostgresServer, database_url: str, how: str
 ) -> None:
     """The write waits for a lock in its middle when its time is up; then the lock goes, and its fate is looked at."""
     name = database_url.rsplit("/", 1)[1]

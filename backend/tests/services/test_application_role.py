@@ -15,11 +15,11 @@ from sqlmodel import select
 from structlog.testing import capture_logs
 
 from clusters import postgres_15_binaries
+from postgres_server import PostgresServer
 from remedies import run_statements
 from src.config.database import parse
 from src.config.settings import load_settings
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.errors import NotFound
 from src.models import Task, TaskCreate, UserCreate
 from src.models.isolation import OWNER_COLUMNS, ROLE
@@ -140,7 +140,7 @@ async def test_an_account_can_be_made_read_and_deleted_by_itself(app_database: D
 
 
 async def test_several_databases_of_a_cluster_make_it_at_once(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ) -> None:
     server = private_postgres(options=FAST)
     administration = await asyncpg.connect(server.url)
@@ -162,8 +162,8 @@ async def test_several_databases_of_a_cluster_make_it_at_once(
 
 @pytest.fixture(params=["18", pytest.param("15", marks=pytest.mark.debian)])
 async def without_role(
-    request: pytest.FixtureRequest, private_postgres: Callable[..., EmbeddedPostgres]
-) -> EmbeddedPostgres:
+    request: pytest.FixtureRequest, private_postgres: Callable[..., PostgresServer]
+) -> PostgresServer:
     """A cluster in which nobody has made the role, and `plain`, who owns a database and may make none."""
     binaries = postgres_15_binaries() if request.param == "15" else None
     server = private_postgres(options=FAST, binaries=binaries)
@@ -176,7 +176,7 @@ async def without_role(
 
 
 async def test_a_migrator_who_may_make_no_role_goes_on_and_is_told_what_is_missing(
-    without_role: EmbeddedPostgres,
+    without_role: PostgresServer,
 ) -> None:
     plain = f"postgresql://plain:pw@127.0.0.1:{without_role.port}/theirs"
     with capture_logs() as logs:
@@ -320,7 +320,7 @@ async def test_verify_tries_for_a_foreign_row_for_real(
 # With the embedded PostgreSQL
 
 
-async def fresh(server: EmbeddedPostgres) -> Database:
+async def fresh(server: PostgresServer) -> Database:
     """As `serve --embedded` starts a worker: the role connects before anything has been migrated."""
     revision = CodeRevision(parse(server.url))
     return Database(parse(server.application_url), schema=revision, migrate=True)
@@ -333,7 +333,7 @@ async def becomes_ready(database: Database) -> None:
 
 
 async def test_a_fresh_cluster_serves_the_role_once_the_migration_has_run(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ) -> None:
     server = private_postgres(options=FAST)
     async with await fresh(server) as database:
@@ -345,7 +345,7 @@ async def test_a_fresh_cluster_serves_the_role_once_the_migration_has_run(
 
 
 async def test_a_cluster_from_before_the_role_gets_it_and_keeps_its_rows(
-    private_postgres: Callable[..., EmbeddedPostgres], tmp_path: Path
+    private_postgres: Callable[..., PostgresServer], tmp_path: Path
 ) -> None:
     server = private_postgres(options=FAST)
     await schema.create_tables(parse(server.url))
@@ -359,7 +359,7 @@ async def test_a_cluster_from_before_the_role_gets_it_and_keeps_its_rows(
     )
     await connection.close()
     server.stop()
-    (server.site.home / "app-password").unlink()
+    (server.location.home / "app-password").unlink()
 
     server.start()
     async with await fresh(server) as database:

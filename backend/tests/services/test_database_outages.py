@@ -19,9 +19,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from clusters import Proxy, resolving
 from echoes import ECHO, SLEEP
+from postgres_server import PostgresServer
 from src.config.database import ConnectionSettings, parse
 from src.config.logging import configure
-from src.embedded.server import EmbeddedPostgres
 from src.errors import (
     ConfigurationError,
     DatabaseRefused,
@@ -315,7 +315,7 @@ async def execute(access: Any, statement: str) -> None:
 
 
 async def test_d1_an_immediate_restart_under_reads_fails_none_of_them(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url), THREE) as database:
@@ -345,7 +345,7 @@ async def test_d1_an_immediate_restart_under_reads_fails_none_of_them(
 
 
 async def test_d2_killed_outright_it_is_503_and_back_within_a_second_of_its_return(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url), QUICK) as database:
@@ -363,7 +363,7 @@ async def test_d2_killed_outright_it_is_503_and_back_within_a_second_of_its_retu
 
 
 async def test_d3_a_frozen_server_is_503_within_the_budget_and_heals_when_it_thaws(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url), QUICK) as database:
@@ -379,7 +379,7 @@ async def test_d3_a_frozen_server_is_503_within_the_budget_and_heals_when_it_tha
 
 
 async def test_d6_too_many_connections_is_503_and_one_that_comes_free_is_used(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres(options={"max_connections": "6", "superuser_reserved_connections": "0"})
     async with contextlib.AsyncExitStack() as stack:
@@ -397,7 +397,7 @@ async def test_d6_too_many_connections_is_503_and_one_that_comes_free_is_used(
 
 
 async def test_d6_a_further_connection_that_is_refused_is_no_loss_of_those_that_are_open(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres(options={"max_connections": "6", "superuser_reserved_connections": "0"})
     async with contextlib.AsyncExitStack() as stack, Database(parse(server.url), THREE) as database:
@@ -449,7 +449,7 @@ async def test_however_many_wait_one_healer_alone_asks_a_database_that_is_not_th
 
 
 async def test_an_unreachable_database_at_the_start_is_waited_for(
-    postgres: EmbeddedPostgres, database_url: str
+    postgres: PostgresServer, database_url: str
 ):
     with Proxy(postgres.port) as proxy:
         proxy.refuse()
@@ -493,7 +493,7 @@ async def test_a_certificate_file_that_is_not_there_ends_the_start_and_is_named(
 
 
 async def test_c2_a_rotated_password_is_503_at_run_time_and_recovers_when_mended(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     administrator = await asyncpg.connect(server.url)

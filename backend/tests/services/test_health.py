@@ -15,8 +15,8 @@ import pytest
 
 from clusters import Proxy
 from echoes import ECHO, SLEEP
+from postgres_server import PostgresServer
 from src.config.database import ConnectionSettings, parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import RequestError
 from src.services.database import Database, Limits, Observation
 from src.services.revision import CodeRevision
@@ -104,7 +104,7 @@ async def test_passive_when_the_server_closes_idle_connections_it_is_asleep_read
 
 
 async def test_passive_asleep_and_gone_is_known_at_the_first_request_and_stays_down_until_a_success(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url), Limits(recovery_wait_seconds=0.3), passive=True) as database:
@@ -120,7 +120,7 @@ async def test_passive_asleep_and_gone_is_known_at_the_first_request_and_stays_d
 
 
 async def test_passive_under_traffic_a_stop_is_down_within_two_seconds_and_a_start_up_within_two(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url), passive=True) as database:
@@ -140,7 +140,7 @@ async def test_passive_under_traffic_a_stop_is_down_within_two_seconds_and_a_sta
 
 
 async def test_active_an_idle_stop_is_down_within_two_seconds_and_a_start_up_within_two(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url)) as database:
@@ -154,7 +154,7 @@ async def test_active_an_idle_stop_is_down_within_two_seconds_and_a_start_up_wit
 
 
 async def test_active_a_frozen_server_is_down_within_the_command_budget_and_heals(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ):
     server = private_postgres()
     async with Database(parse(server.url)) as database:
@@ -216,7 +216,7 @@ async def test_a_single_killed_connection_is_not_an_outage(active: Database, dat
 # Facts
 
 
-async def test_a_read_only_server_is_ready_and_says_so(private_postgres: Callable[..., EmbeddedPostgres]):
+async def test_a_read_only_server_is_ready_and_says_so(private_postgres: Callable[..., PostgresServer]):
     server = private_postgres(options={"default_transaction_read_only": "on"})
     async with Database(parse(server.url)) as database:
         seen = await database.check()

@@ -22,9 +22,9 @@ from sqlalchemy import update as update_in
 from sqlmodel import col, select
 
 from clusters import PgBouncer, Proxy, postgres_15_binaries
+from postgres_server import PostgresServer
 from src.config.database import parse
 from src.embedded.roles import APPLICATION
-from src.embedded.server import EmbeddedPostgres
 from src.errors import Conflict, Invalid, NotFound, PreconditionFailed, Refused
 from src.models import Task, TaskCreate, TaskOperation, TaskPut, TaskUpdate, User
 from src.models.isolation import OWNER_COLUMNS
@@ -305,7 +305,7 @@ async def test_nothing_of_an_owner_stays_on_the_connection(app_database_url: str
 
 
 async def test_naming_the_owner_costs_no_round_trip(
-    postgres: EmbeddedPostgres, app_database_url: str, eve: Known
+    postgres: PostgresServer, app_database_url: str, eve: Known
 ) -> None:
     spent: dict[str, set[int]] = {"transaction": set(), "session": set()}
     with Proxy(postgres.port) as proxy:
@@ -481,7 +481,7 @@ def each_statement(eve: Known, ada: Ada) -> Iterator[tuple[Statement, dict[str, 
 
 
 @pytest.fixture
-def server15(private_postgres: Callable[..., EmbeddedPostgres]) -> EmbeddedPostgres:
+def server15(private_postgres: Callable[..., PostgresServer]) -> PostgresServer:
     return private_postgres(binaries=postgres_15_binaries(), options={"fsync": "off"})
 
 
@@ -489,7 +489,7 @@ def server15(private_postgres: Callable[..., EmbeddedPostgres]) -> EmbeddedPostg
 @pytest.mark.parametrize("way", ["direct", "pgbouncer"])
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 async def test_on_postgresql_15_and_behind_a_pooler_each_finds_their_own(
-    server15: EmbeddedPostgres, way: str, mode: str
+    server15: PostgresServer, way: str, mode: str
 ) -> None:
     await schema.create_tables(parse(server15.url))
     administration = await asyncpg.connect(server15.url)

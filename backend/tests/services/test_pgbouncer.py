@@ -17,8 +17,8 @@ import pytest
 from sqlmodel import select, text
 
 from clusters import PgBouncer, postgres_15_binaries, tracking_settings
+from postgres_server import PostgresServer
 from src.config.database import ConnectionSettings, parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import RequestError
 from src.models import Task, TaskCreate, TaskUpdate, User, UserCreate
 from src.services import schema, tasks, users
@@ -30,9 +30,7 @@ pytestmark = pytest.mark.debian
 
 
 @pytest.fixture(params=["15", "18"])
-def server(
-    request: pytest.FixtureRequest, private_postgres: Callable[..., EmbeddedPostgres]
-) -> EmbeddedPostgres:
+def server(request: pytest.FixtureRequest, private_postgres: Callable[..., PostgresServer]) -> PostgresServer:
     return private_postgres(binaries=postgres_15_binaries() if request.param == "15" else None)
 
 
@@ -41,7 +39,7 @@ TRACKING = [word for _ in tracking_settings() for word in ("tracking, unsaid", "
 
 
 @pytest.fixture(params=["direct", "pgbouncer", *TRACKING])
-def settings(request: pytest.FixtureRequest, server: EmbeddedPostgres) -> Iterator[ConnectionSettings]:
+def settings(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[ConnectionSettings]:
     with ExitStack() as stack:
         if request.param == "direct":
             yield parse(server.url)
@@ -53,7 +51,7 @@ def settings(request: pytest.FixtureRequest, server: EmbeddedPostgres) -> Iterat
 
 
 @pytest.fixture
-def pooler(private_postgres: Callable[..., EmbeddedPostgres]) -> Iterator[PgBouncer]:
+def pooler(private_postgres: Callable[..., PostgresServer]) -> Iterator[PgBouncer]:
     # After a failed login PgBouncer turns everybody away for server_login_retry, 15 s unless told otherwise.
     settings = {"default_pool_size": "2", "server_login_retry": "1"}
     with PgBouncer(private_postgres(), settings=settings) as opened:

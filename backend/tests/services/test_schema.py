@@ -19,9 +19,9 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from clusters import postgres_15_binaries
+from postgres_server import PostgresServer
 from src.config.database import ConnectionSettings, parse
 from src.config.logging import configure
-from src.embedded.server import EmbeddedPostgres
 from src.errors import DatabaseRefused, Unavailable
 from src.migrations import catalogue
 from src.services import schema
@@ -289,7 +289,7 @@ async def test_head_is_what_the_models_declare(
 
 @pytest.mark.debian
 async def test_postgresql_15_says_it_in_the_same_words(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ) -> None:
     server = private_postgres(binaries=postgres_15_binaries(), options={"fsync": "off"})
     settings = parse(server.url)

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from owning import create, listed, operations, owned, read, somebody
+from postgres_server import PostgresServer
 from proxies import Proxy
 from src.config.database import parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import BatchRefused, KeyReused, OutcomeUnknown, Unauthenticated
 from src.models import TaskBatchRead, TaskCreate, TaskRead
 from src.services import tasks
@@ -210,7 +210,7 @@ async def test_x2_one_key_at_once_makes_one_batch(either: Database) -> None:
 
 
 async def test_a_thousand_operations_take_a_handful_of_round_trips(
-    postgres: EmbeddedPostgres, app_database_url: str
+    postgres: PostgresServer, app_database_url: str
 ) -> None:
     ada = somebody()
     with Proxy(postgres.port) as proxy:
@@ -229,7 +229,7 @@ async def test_a_thousand_operations_take_a_handful_of_round_trips(
             assert page.count == 501
 
 
-async def test_new_tasks_alone_take_one_round_trip(postgres: EmbeddedPostgres, app_database_url: str) -> None:
+async def test_new_tasks_alone_take_one_round_trip(postgres: PostgresServer, app_database_url: str) -> None:
     ada = somebody()
     with Proxy(postgres.port) as proxy:
         async with Database(parse(proxy.through(app_database_url))) as database:
@@ -263,7 +263,7 @@ SLOW_COMMIT = """
 
 
 async def test_n5_a_lost_answer_to_commit_is_unknown_and_a_key_makes_the_repeat_safe(
-    postgres: EmbeddedPostgres, app_database_url: str, database: Database
+    postgres: PostgresServer, app_database_url: str, database: Database
 ) -> None:
     ada = somebody()
     await create(database, ada, title="first")

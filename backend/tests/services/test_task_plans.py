@@ -14,7 +14,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from src.embedded.server import APPLICATION, EmbeddedPostgres
+from postgres_server import PostgresServer
+from src.embedded.roles import APPLICATION
 from src.services import task_batches, task_transfer, tasks, users
 from src.services.statements import Statement
 from src.services.task_pages import COUNT_BOUND, PageQuery, Position, form_of, statement_for
@@ -36,7 +37,7 @@ SORTS = {"Sort", "Incremental Sort"}
 
 
 @pytest.fixture(scope="module")
-def filled_url(postgres: EmbeddedPostgres, administrator: Any, template: str) -> Iterator[str]:
+def filled_url(postgres: PostgresServer, administrator: Any, template: str) -> Iterator[str]:
     async def fill() -> None:
         connection = await asyncpg.connect(postgres.url_for("filled"))
         for statement in FILL.split(";"):

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from owning import create, exported, listed, owned, shown, somebody, update
+from postgres_server import PostgresServer
 from proxies import Proxy
 from src.config.database import parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import Invalid, RequestError, TooManyRequests, Unauthenticated, Unavailable
 from src.models import TaskRead
 from src.models.rendering import render_timestamp
@@ -421,7 +421,7 @@ async def test_an_export_is_of_one_moment(app_database: Database) -> None:
     assert await exported(app_database, ada) == b""
 
 
-async def test_an_export_cut_short_says_so(postgres: EmbeddedPostgres, app_database_url: str) -> None:
+async def test_an_export_cut_short_says_so(postgres: PostgresServer, app_database_url: str) -> None:
     ada = somebody()
     with Proxy(postgres.port) as proxy:
         async with Database(parse(proxy.through(app_database_url))) as service:
@@ -435,7 +435,7 @@ async def test_an_export_cut_short_says_so(postgres: EmbeddedPostgres, app_datab
             await settle(service)
 
 
-async def test_an_import_cut_short_wrote_nothing(postgres: EmbeddedPostgres, app_database_url: str) -> None:
+async def test_an_import_cut_short_wrote_nothing(postgres: PostgresServer, app_database_url: str) -> None:
     ada = somebody()
     with Proxy(postgres.port) as proxy:
         async with Database(parse(proxy.through(app_database_url))) as service:

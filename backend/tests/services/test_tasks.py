@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from owning import create, listed, owned, read, shown, somebody, update
+from postgres_server import PostgresServer
 from proxies import Proxy
 from src.config.database import parse
-from src.embedded.server import EmbeddedPostgres
 from src.errors import Invalid, KeyReused, NotFound, OutcomeUnknown, PreconditionFailed, Unauthenticated
 from src.models import TaskCreate, TaskPut, TaskUpdate
 from src.services import tasks
@@ -324,7 +324,7 @@ def test_a_key_tells_operations_and_bodies_apart() -> None:
 
 
 @pytest.fixture
-def counted(postgres: EmbeddedPostgres, app_database_url: str) -> Iterator[tuple[Proxy, str]]:
+def counted(postgres: PostgresServer, app_database_url: str) -> Iterator[tuple[Proxy, str]]:
     with Proxy(postgres.port) as proxy:
         yield proxy, proxy.through(app_database_url)
 

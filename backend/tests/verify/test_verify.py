@@ -21,10 +21,10 @@ import pytest
 
 from clusters import Authority, PgBouncer, Proxy, Thief, at, resolving
 from conftest import Administrator
+from postgres_server import PostgresServer
 from remedies import run_statements
 from src.config.database import parse
 from src.config.settings import load_settings
-from src.embedded.server import EmbeddedPostgres
 from src.services import schema
 from src.verify import runner, server
 from src.verify.check import CheckResult, Outcome
@@ -86,7 +86,7 @@ def test_every_check_has_a_name_a_promise_and_needs_only_what_was_looked_at_befo
 # A sound database
 
 
-async def test_a_sound_database_passes_every_check(private_postgres: Callable[..., EmbeddedPostgres]) -> None:
+async def test_a_sound_database_passes_every_check(private_postgres: Callable[..., PostgresServer]) -> None:
     server = private_postgres()
     await schema.create_tables(parse(server.url))
     settings = load_settings(database_url=server.application_url, port=1)
@@ -152,14 +152,14 @@ async def everything(url: str) -> dict[str, list[Any]]:
         await connection.close()
 
 
-async def test_no_connection_is_left_open(database_url: str, postgres: EmbeddedPostgres) -> None:
+async def test_no_connection_is_left_open(database_url: str, postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
         await examine(proxy.through(database_url))
         await eventually(lambda: not proxy.open_connections)
         assert proxy.traffic.connections > 0
 
 
-async def test_a_cancelled_run_closes_its_connections(database_url: str, postgres: EmbeddedPostgres) -> None:
+async def test_a_cancelled_run_closes_its_connections(database_url: str, postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
         reached = asyncio.Event()
         settings = load_settings(database_url=proxy.through(database_url), port=1)
@@ -198,7 +198,7 @@ async def test_an_unknown_host_is_named() -> None:
 
 
 async def test_one_living_host_of_several_is_enough_and_the_dead_one_is_named(
-    database_url: str, postgres: EmbeddedPostgres
+    database_url: str, postgres: PostgresServer
 ) -> None:
     url = database_url.replace(f"127.0.0.1:{postgres.port}", f"127.0.0.1:1,127.0.0.1:{postgres.port}")
     report = await examine(url)
@@ -208,7 +208,7 @@ async def test_one_living_host_of_several_is_enough_and_the_dead_one_is_named(
     assert result(report, "users and tasks").outcome is Outcome.PASSED
 
 
-async def test_a_silent_server_ends_within_the_bound(database_url: str, postgres: EmbeddedPostgres) -> None:
+async def test_a_silent_server_ends_within_the_bound(database_url: str, postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
         proxy.black_hole()
         begun = time.monotonic()
@@ -221,7 +221,7 @@ async def test_a_silent_server_ends_within_the_bound(database_url: str, postgres
 
 
 async def test_a_server_that_falls_silent_in_the_middle_ends_within_the_bound(
-    database_url: str, postgres: EmbeddedPostgres
+    database_url: str, postgres: PostgresServer
 ) -> None:
     with Proxy(postgres.port) as proxy:
         settings = load_settings(database_url=proxy.through(database_url), port=1)
@@ -257,7 +257,7 @@ async def test_what_answers_but_is_no_postgresql_is_told(tmp_path: Path) -> None
 
 
 async def test_a_verified_certificate_is_described(
-    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    database_url: str, postgres: PostgresServer, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
     with Proxy(postgres.port, tls=authority.server_context("127.0.0.1")) as proxy:
@@ -315,7 +315,7 @@ async def test_a_wrong_password_is_a_fault_of_credentials(database_url: str) -> 
     assert "DATABASE_URL" in str(result(report, "credentials").remedy)
 
 
-async def test_an_unknown_database_is_a_fault_of_credentials(postgres: EmbeddedPostgres) -> None:
+async def test_an_unknown_database_is_a_fault_of_credentials(postgres: PostgresServer) -> None:
     report = await examine(postgres.url_for("nowhere"))
     assert failures(report) == ["credentials"]
     assert report.exit_code == 3
@@ -327,7 +327,7 @@ async def test_an_unknown_database_is_a_fault_of_credentials(postgres: EmbeddedP
 
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
 async def test_a_server_that_can_lose_committed_rows_fails(
-    private_postgres: Callable[..., EmbeddedPostgres], setting: str
+    private_postgres: Callable[..., PostgresServer], setting: str
 ) -> None:
     server = private_postgres(options={setting: "off"})
     await schema.create_tables(parse(server.url))
@@ -351,7 +351,7 @@ async def test_synchronous_commit_switched_off_for_the_role_alone_is_found(
 
 
 async def test_each_place_that_switches_synchronous_commit_off_has_a_statement_that_helps(
-    private_postgres: Callable[..., EmbeddedPostgres],
+    private_postgres: Callable[..., PostgresServer],
 ) -> None:
     server = private_postgres()
     await schema.create_tables(parse(server.url))
@@ -377,7 +377,7 @@ async def test_each_place_that_switches_synchronous_commit_off_has_a_statement_t
 
 
 async def test_neon_keeps_its_promise_in_its_storage_so_fsync_is_not_asked_for(
-    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    database_url: str, postgres: PostgresServer, tmp_path: Path
 ) -> None:
     host = "ep-x.eu-central-1.aws.neon.tech"
     authority = Authority(tmp_path)
@@ -439,7 +439,7 @@ async def test_a_role_that_may_not_create_tables_gets_the_grant_that_lets_it_mig
 
 
 async def test_the_role_and_the_database_of_migrations_are_those_of_the_migration_url(
-    database_url: str, app_database_url: str, second_database_url: str, postgres: EmbeddedPostgres
+    database_url: str, app_database_url: str, second_database_url: str, postgres: PostgresServer
 ) -> None:
     async def migration(url: str | None) -> CheckResult:
         return result(await examine(app_database_url, database_migration_url=url), "migration")
@@ -488,7 +488,7 @@ async def test_what_differs_from_the_declaration_is_named(
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 async def test_an_encoding_that_is_not_utf8_fails_and_the_printed_database_has_it(
-    postgres: EmbeddedPostgres, administrator: Administrator, encoding: str
+    postgres: PostgresServer, administrator: Administrator, encoding: str
 ) -> None:
     name = f"test_{encoding.lower()}"
     administrator.execute(
@@ -650,9 +650,7 @@ async def test_a_direct_server_is_told_from_a_configured_pooler(database_url: st
 
 
 @pytest.mark.debian
-async def test_a_pooler_in_transaction_mode_is_found_out(
-    postgres: EmbeddedPostgres, database_url: str
-) -> None:
+async def test_a_pooler_in_transaction_mode_is_found_out(postgres: PostgresServer, database_url: str) -> None:
     name = parse(database_url).database
     with PgBouncer(postgres) as bouncer:
         report = await examine(bouncer.url_for(name))
@@ -668,7 +666,7 @@ async def test_a_pooler_in_transaction_mode_is_found_out(
 
 @pytest.mark.debian
 async def test_a_pooler_that_keeps_sessions_is_told_from_one_that_does_not(
-    postgres: EmbeddedPostgres, database_url: str
+    postgres: PostgresServer, database_url: str
 ) -> None:
     with PgBouncer(postgres, pool_mode="session") as bouncer:
         report = await examine(bouncer.url_for(parse(database_url).database))
@@ -726,7 +724,7 @@ async def test_what_the_running_service_says_of_itself_is_passed_on(
         "nowhere.invalid/x",
     ],
 )
-async def test_no_report_holds_the_password(postgres: EmbeddedPostgres, tail: str) -> None:
+async def test_no_report_holds_the_password(postgres: PostgresServer, tail: str) -> None:
     url = f"postgresql://groundwork:{quote(CANARY, safe='')}@{tail.format(port=postgres.port)}"
     text = json.dumps((await examine(url)).document(), ensure_ascii=False)
     assert '"ok": false' in text
