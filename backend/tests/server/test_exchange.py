@@ -126,6 +126,14 @@ async def test_a_piece_leaves_when_it_is_there(said: Said, writes: list[int]) ->
     assert len(writes) >= 2
 
 
+async def test_http_1_0_client_gets_no_chunks(said: Said) -> None:
+    answer = await said(
+        saying(start([]), body(b"one", more=True), body(b"two")), LAST.replace(b"1.1", b"1.0")
+    )
+    assert b"transfer-encoding" not in answer
+    assert answer.endswith(b"connection: close\r\n\r\nonetwo")
+
+
 @pytest.mark.parametrize("status", [204, 304])
 async def test_an_answer_without_a_body_announces_none(said: Said, status: int) -> None:
     answer = await said(saying(start([], status), body(b"")))

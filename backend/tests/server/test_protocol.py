@@ -126,6 +126,16 @@ BROKEN = {
     "another encoding in a header of its own": POST
     + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "no encoding before chunked": POST + b"Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+    "a Host with a path": b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+    "a Host with a blank": b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+    "a Host with markup": b"GET / HTTP/1.1\r\nHost: <script>\r\n\r\n",
+    "a Host with half an address": b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+    "a Host with a port that is none": b"GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+    "two blanks before the target": b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "two blanks before the version": b"GET /  HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a blank before the method": b" GET / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "RTSP": b"OPTIONS / RTSP/1.0\r\n" + HOST + b"\r\n",
+    "ICE": b"SOURCE / ICE/1.0\r\n" + HOST + b"\r\n",
     "a chunk without a size": CHUNKED + b"zz\r\n",
     "a chunk with a negative size": CHUNKED + b"-1\r\na\r\n0\r\n\r\n",
     "a chunk beyond 64 bits": CHUNKED + b"f" * 17 + b"\r\na\r\n0\r\n\r\n",
@@ -144,6 +154,15 @@ async def test_what_is_not_http_is_a_problem_also_byte_by_byte(ask: Ask, name: s
     sent = BROKEN[name]
     (answer,) = await ask(sent[:1], sent[1 : len(sent) // 2], sent[len(sent) // 2 :])
     check(answer, problems.Malformed)
+
+
+@pytest.mark.parametrize(
+    "host", [b"a", b"a.example:8000", b"[::1]:80", b"[v1.a:b]", b"%61", b"a_b", b"", b"127.0.0.1"]
+)
+async def test_hosts_of_every_valid_form_are_accepted(ask: Ask, host: bytes) -> None:
+    head = b"GET /quick HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n"
+    ((status, _, _),) = await ask(head % host)
+    assert status == 200
 
 
 TOO_LARGE = {
