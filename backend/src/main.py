@@ -1,6 +1,6 @@
-"""The application: `create_app(settings)`, and `app` for `uvicorn src.main:app`.
+"""The application: `create_app(settings)`, and `app` for `uvicorn src.main:app` and `fastapi run`.
 
-Importing this module reads and starts nothing. `app` is made when somebody asks for it by that name.
+Importing this module reads and starts nothing. `app` is created, from the environment, when it is first accessed.
 """
 
 from __future__ import annotations
@@ -151,10 +151,15 @@ def _app_from_environment() -> FastAPI:
         settings = load_settings()
         require_database(settings)
     except ConfigurationError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
     configure(settings.log_level, settings.log_format)
     return create_app(settings)
+
+
+def __dir__() -> list[str]:
+    # `fastapi dev` and `fastapi run` look for an application in dir().
+    return sorted({*globals(), "app"})
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,28 +56,36 @@ def test_the_second_run_installs_nothing_and_the_callers_environment_stays_outsi
     assert first.returncode == 0, first.stderr
     assert "Creating backend/.venv" in first.stderr
     said = json.loads(first.stdout)
-    assert said["arguments"] == ["serve", "--embedded"]
+    assert said["arguments"] == ["serve", "--embedded=auto"]
     assert said["prefix"] == str(clone / "backend" / ".venv")
-    assert said["cwd"] == str(clone / "backend")
+    assert said["cwd"] == str(clone)
 
     second = make(
         clone, "run", "ARGS=--port 1", VIRTUAL_ENV="/nowhere", PYTHONPATH="/nowhere", PYTHONHOME="/nowhere"
     )
     assert second.stderr == ""
     said = json.loads(second.stdout)
-    assert said["arguments"] == ["serve", "--embedded", "--port", "1"]
+    assert said["arguments"] == ["serve", "--embedded=auto", "--port", "1"]
     assert set(said["seen"].values()) == {None}
-
-    given = make(clone, "run", DATABASE_URL="postgresql://db.example.com/x")
-    assert json.loads(given.stdout)["arguments"] == ["serve"]
 
     failed = make(clone, "run", END_WITH="3")
     assert "Error 3" in failed.stderr
 
-    # A kill in the middle of an installation leaves a mark. Two makes at once take turns: one repairs.
+    # `python -m src` works from any directory.
+    for directory in (clone, clone / "backend", clone / "backend" / "src", Path("/")):
+        anywhere = subprocess.run(
+            [clone / "backend" / ".venv" / "bin" / "python", "-m", "src", "verify"],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+        )
+        assert json.loads(anywhere.stdout)["arguments"] == ["verify"], anywhere.stderr
+
+    # A kill in the middle of an installation leaves no stamp. Two makes at once take turns: one repairs.
     environment = clone / "backend" / ".venv"
-    (environment / "groundwork-installing").touch()
-    command = [sys.executable, "-I", str(clone / "backend" / "bootstrap.py"), "install"]
+    stamp = environment / Path(bootstrap.STAMP).name
+    stamp.unlink()
+    command = [sys.executable, "-I", str(clone / "backend" / "bootstrap.py")]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said_by = [process.communicate(timeout=170)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said_by
@@ -90,62 +98,16 @@ def test_the_second_run_installs_nothing_and_the_callers_environment_stays_outsi
     changed = make(clone, "run")
     assert "Installing" in changed.stderr
     assert "Creating" not in changed.stderr
-    ask = [sys.executable, "-c", "import bootstrap; print(bootstrap.usable())"]
-    assert subprocess.check_output(ask, cwd=clone / "backend", text=True) == "True\n"
+    ask = [sys.executable, "-c", "import bootstrap; print(len(bootstrap.read_stamp()))"]
+    assert subprocess.check_output(ask, cwd=clone / "backend", text=True) == "4\n"
     (environment / "bin" / "python").unlink()
-    assert subprocess.check_output(ask, cwd=clone / "backend", text=True) == "False\n"
+    assert subprocess.check_output(ask, cwd=clone / "backend", text=True) == "0\n"
 
     (clone / "backend" / ".env").write_text("SECRET=1\n")
     (clone / "backend" / ".data").mkdir()
     assert make(clone, "clean").returncode == 0
     assert {path.name for path in (clone / "backend").iterdir()} >= {".env", ".data", "src"}
     assert not (clone / "backend" / ".venv").exists()
-
-
-@pytest.fixture
-def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / ".env"
-    monkeypatch.setattr(bootstrap, "ENV_FILE", str(path))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("line", "given"),
-    [
-        ("DATABASE_URL=postgresql://x/y", True),
-        ("export DATABASE_URL = 'postgresql://x/y'  # ours", True),
-        ("database_url=postgresql://x/y", True),
-        ('DATABASE_URL="postgresql://u:p#q@x/y"', True),
-        ("DATABASE_URL=", False),
-        ("DATABASE_URL=''", False),
-        ("DATABASE_URL= # none yet", False),
-        ("# DATABASE_URL=postgresql://x/y", False),
-        ("DATABASE_MIGRATION_URL=postgresql://x/y", False),
-        ("", False),
-    ],
-)
-def test_a_database_named_in_the_env_file_is_seen(env_file: Path, line: str, given: bool) -> None:
-    env_file.write_text(f"PORT=1\n{line}\n", encoding="utf-8")
-    assert bootstrap.database_given() is given
-
-
-def test_a_database_named_elsewhere_is_seen_too(
-    env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not bootstrap.database_given()
-    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
-    assert not bootstrap.database_given()
-    (tmp_path / "DATABASE_URL").write_text("\n")
-    assert not bootstrap.database_given()
-    (tmp_path / "DATABASE_URL").write_text("postgresql://x/y")
-    assert bootstrap.database_given()
-    monkeypatch.setattr(bootstrap, "BACKEND", str(tmp_path.parent))
-    monkeypatch.setenv("SECRETS_DIR", tmp_path.name)  # as the service reads it: beside backend/.env
-    assert bootstrap.database_given()
-    monkeypatch.delenv("SECRETS_DIR")
-    monkeypatch.setenv("DATABASE_URL", "postgresql://x/y")
-    assert bootstrap.database_given()
-    assert bootstrap.needed() == [bootstrap.SERVICE]
 
 
 def test_a_python_without_venv_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +122,27 @@ def test_a_python_that_is_too_old_is_told_what_to_install(
     monkeypatch.setattr(bootstrap, "OLDEST", (99, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(bootstrap.Problem, match=r"(?s)99\.0 or newer.*apt-get install.*PYTHON="):
-        bootstrap.use_new_enough_python(["run"])
+        bootstrap.use_new_enough_python([])
+
+
+@pytest.mark.parametrize("address", [None, "postgresql://db.example.com/x"])
+def test_without_glibc_the_service_is_installed_without_its_private_postgresql(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str | None
+) -> None:
+    monkeypatch.setattr(bootstrap.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(sys, "platform", "linux")
+    if address:
+        monkeypatch.setenv("DATABASE_URL", address)
+    assert bootstrap.requirements(development=False) == [bootstrap.SERVICE]
+    assert ("Set DATABASE_URL" in capsys.readouterr().err) == (address is None)
+    with pytest.raises(bootstrap.Problem, match="glibc"):
+        bootstrap.requirements(development=True)
+
+
+def test_on_windows_wsl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(bootstrap.Problem, match="wsl --install"):
+        bootstrap.main([])
 
 
 def test_without_any_python_make_names_the_command(clone: Path) -> None:
@@ -186,7 +168,9 @@ def test_make_help_names_every_target() -> None:
     said = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}
     )
-    for target in bootstrap.TARGETS:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets >= {"install-dev", "format", "test-fast", "upgrade-database"}
+    for target in targets - {"venv", "venv-dev"}:
         assert f"make {target} " in said.stdout
 
 
@@ -203,71 +187,78 @@ def test_an_installation_that_fails_says_so_and_is_tried_again(clone: Path) -> N
     assert "Creating" not in mended.stderr
 
 
+def programs(folder: Path, **lines: str) -> dict[str, str]:
+    """An environment in whose path are these programs, each a line of shell, and the few that scripts need."""
+    folder.mkdir(exist_ok=True)
+    for name in ("bash", "dirname", "env", "mkdir", "rm"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(shutil.which(name) or "")
+    for name, line in lines.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": str(folder)}
+
+
 @pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes the programs that are named, each a line of shell, the only ones on the path; a place for packages."""
-    monkeypatch.setattr(bootstrap, "BETTER_AUTH", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    (tmp_path / "bin").mkdir()
+def install_node(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a copy of .ci/install-node with only the named programs installed."""
+    script = tmp_path / ".ci" / "install-node"
+    script.parent.mkdir()
+    shutil.copy(ROOT / ".ci" / "install-node", script)
+    packages = tmp_path / "backend" / "tests" / "better_auth"
+    packages.mkdir(parents=True)
+    (packages / "package-lock.json").touch()
+    os.utime(packages / "package-lock.json", (1, 1))
 
-    def put(**programs: str) -> None:
-        for name, line in programs.items():
-            program = tmp_path / "bin" / name
-            program.write_text(f"#!/bin/sh\n{line}\n")
-            program.chmod(0o755)
+    def run(*arguments: str, **lines: str) -> subprocess.CompletedProcess[str]:
+        environment = programs(tmp_path / "bin", **lines)
+        return subprocess.run([script, *arguments], env=environment, capture_output=True, text=True)
 
-    return put
-
-
-def test_without_node_the_issuers_tests_say_what_is_missing(tools: Callable[..., None]) -> None:
-    with pytest.raises(bootstrap.Problem, match=r"Node\.js 20 or newer with npm.*there is no node"):
-        bootstrap.install_better_auth()
-    tools(node="echo v20.1.0")
-    with pytest.raises(bootstrap.Problem, match="there is no npm"):
-        bootstrap.install_better_auth()
-    tools(node="echo v18.19.0", npm="exit 1")
-    with pytest.raises(bootstrap.Problem, match=r"this is v18\.19\.0"):
-        bootstrap.install_better_auth()
-    tools(node="echo v22.0.0")
-    with pytest.raises(bootstrap.Problem, match="npm could not install"):
-        bootstrap.install_better_auth()
+    return run
 
 
-def test_better_auth_is_installed_once_and_again_when_it_was_deleted(
-    tools: Callable[..., None], tmp_path: Path
+def test_without_node_install_node_says_what_is_missing(
+    install_node: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    tools(node="echo v20.1.0", npm='/bin/mkdir -p node_modules && echo "$@" >> asked')
-    asked = tmp_path / "asked"
-    for times in (1, 1):
-        bootstrap.install_better_auth()
-        assert asked.read_text().splitlines() == ["ci --ignore-scripts --no-audit --no-fund"] * times
-    shutil.rmtree(tmp_path / "node_modules")
-    bootstrap.install_better_auth()
-    assert len(asked.read_text().splitlines()) == 2
+    for lines, message in (
+        ({}, "there is no node on this machine"),
+        ({"node": "echo v20.1.0"}, "there is no npm on this machine"),
+        ({"node": "echo v18.19.0", "npm": "exit 1"}, "this is v18.19.0"),
+        ({"node": "echo v22.0.0"}, "npm could not install"),
+    ):
+        failed = install_node(**lines)
+        assert failed.returncode == 1
+        assert message in failed.stderr
 
 
-def test_a_part_that_cannot_be_run_hinders_no_other_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
+def test_npm_packages_are_installed_once_and_again_when_they_were_deleted(
+    install_node: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    npm = 'mkdir -p node_modules && echo > node_modules/.package-lock.json && echo "$@" >> calls'
+    lines = {"node": "echo v20.1.0", "npm": npm}
+    checked = install_node("--check", **lines)
+    assert (checked.returncode, ".ci/install-node" in checked.stderr) == (1, True)
+    for _ in range(2):
+        assert install_node().returncode == 0
+    assert install_node("--check").returncode == 0
+    place = tmp_path / "backend" / "tests" / "better_auth"
+    assert (place / "calls").read_text().splitlines() == ["ci --ignore-scripts --no-audit --no-fund"]
+    shutil.rmtree(place / "node_modules")
+    assert install_node().returncode == 0
+    assert len((place / "calls").read_text().splitlines()) == 2
 
-    def part(name: str, problem: str | None = None) -> None:
-        def run(rest: list[str]) -> int:
-            if problem:
-                raise bootstrap.Problem(problem)
-            ran.append(name)
-            return 1
 
-        monkeypatch.setattr(bootstrap, f"target_{name}", run)
-
-    part("test")
-    part("test_debian", "PgBouncer is missing.")
-    part("test_versions")
-    part("test_issuers")
-    with pytest.raises(bootstrap.Problem, match=r"(?s)Not everything was run.*PgBouncer is missing"):
-        bootstrap.target_test_all([])
-    part("test_debian")
-    assert bootstrap.target_test_all([]) == 1
-    others = ["test_versions", "test_issuers"]
-    assert ran == ["test", *others, "test", "test_debian", *others]
+def test_missing_debian_packages_are_named_with_the_command(clone: Path) -> None:
+    """With a path that holds no PgBouncer; /usr/sbin, where Debian has it, is searched too."""
+    script = (ROOT / ".ci" / "install-debian").read_text().replace(":/usr/sbin", "")
+    (clone / ".ci").mkdir()
+    copy = clone / ".ci" / "install-debian"
+    copy.write_text(script)
+    copy.chmod(0o755)
+    checked = subprocess.run([copy, "--check"], env=programs(clone / "bin"), capture_output=True, text=True)
+    assert checked.returncode == 1
+    assert "apt-get install pgbouncer" in checked.stderr
+    assert ".ci/install-debian" in checked.stderr
 
 
 def test_the_lock_of_better_auth_has_a_hash_for_each_package_and_names_no_registry() -> None:

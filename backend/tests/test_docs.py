@@ -49,7 +49,7 @@ MADE_LATER = ("backend/.venv", "backend/.env", "backend/.data")
 # Names in capitals that are no settings of ours.
 OTHERS = {
     "NEON_DATABASE_URL", "NO_COLOR", "PGPASSWORD", "ARGS", "TASK_ID", "COMMAND", "USER", "PASSWORD", "DATABASE",
-    "REGION", "NAME", "SQLSTATE", "MAINPID", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SO_REUSEPORT",
+    "REGION", "NAME", "DATABASE_URI", "SQLSTATE", "MAINPID", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SO_REUSEPORT",
     "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR", "BETTER_AUTH_SECRET", "SECONDS", "SEED", "KINDS", "CLIENTS",
     "PAIR", "ACCESS", "FIRST", "REFRESH", "GROUNDWORK_FAST_PATH",
 }  # fmt: skip
@@ -382,10 +382,11 @@ class Clone:
         for name in ("bootstrap.py", ".env.example", *requirements):
             shutil.copy(ROOT / "backend" / name, self.backend)
         lend_packages(self.backend / ".venv")
-        stamp = {
-            "python": bootstrap.python_version(),
-            "files": {name: bootstrap.fingerprint(name) for name in requirements},
-        }
+        # As bootstrap.py leaves it.
+        (packages,) = (self.backend / ".venv").glob("lib/python3*/site-packages")
+        (packages / "groundwork.pth").write_text("../../../..\n")
+        stamp = {name: bootstrap.digest(name) for name in requirements}
+        stamp |= {**bootstrap.maker(), "place": str(self.backend)}
         (self.backend / ".venv" / Path(bootstrap.STAMP).name).write_text(json.dumps(stamp))
         self.home = root / "home"
         self.home.mkdir()

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -160,3 +161,28 @@ def test_a_weak_sslmode_asked_for_by_name_is_warned_about_at_the_start(tmp_path:
     assert "configuration.weak" in done.stderr
     assert "does not verify who the server is" in done.stderr
     assert "refused to speak TLS" in done.stderr
+
+
+# fastapi-cli
+
+
+def entry_point() -> str:
+    """What `fastapi dev` and `fastapi run` start in backend/."""
+    configured = tomllib.loads((BACKEND / "pyproject.toml").read_text())
+    return str(configured["tool"]["fastapi"]["entrypoint"])
+
+
+def test_the_entry_point_is_listed_and_not_created_by_looking(tmp_path: Path) -> None:
+    module, _, name = entry_point().partition(":")
+    looked = run(tmp_path, "-c", f"import {module} as m; print({name!r} in dir(m), {name!r} in vars(m))")
+    assert (looked.stdout, looked.stderr) == ("True False\n", "")
+
+
+def test_the_entry_point_without_settings_ends_with_the_exit_code_of_the_configuration(
+    tmp_path: Path,
+) -> None:
+    """By `fastapi run` where fastapi-cli is installed, else by uvicorn, which it starts."""
+    words = ("fastapi", "run") if find_spec("fastapi_cli") else ("uvicorn", entry_point())
+    ended = run(tmp_path, "-m", *words, "--port", "0", DATABASE_URL="nonsense")
+    assert ended.returncode == 3
+    assert "DATABASE_URL" in ended.stderr
