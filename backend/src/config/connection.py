@@ -1,4 +1,4 @@
-"""Everything needed to reach one database, with nothing left for a driver to guess."""
+"""The settings of a database connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from .dsn import DEFAULT_PORT, Host
 from .tls import Tls, context_for, refuse_drivers_own_files
 
-# "auto": the name does not tell; the database service finds out when it first connects.
+# "auto": the database service detects the pooler when it first connects.
 Pooler = Literal["auto", "none", "transaction", "tracking"]
 
 APPLICATION_NAME = "groundwork"
@@ -22,7 +22,7 @@ APPLICATION_NAME = "groundwork"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """Everything needed to reach one database, with nothing left for a driver to guess. Its repr hides the password."""
+    """All settings of a database connection, so that asyncpg uses no defaults. The repr hides the password."""
 
     hosts: tuple[Host, ...]
     user: str
@@ -40,7 +40,7 @@ class ConnectionSettings:
     variable: str = "DATABASE_URL"
 
     def asyncpg_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `asyncpg.connect`: all that is needed to reach the server.
+        """Keyword arguments for `asyncpg.connect`.
 
         Raises `ConfigurationError` when a certificate file cannot be used. Timeouts and caches are the caller's.
         """
@@ -48,7 +48,7 @@ class ConnectionSettings:
             "host": [host.name for host in self.hosts],
             "port": [host.port for host in self.hosts],
             "user": self.user,
-            # None would send asyncpg to PGPASSWORD, PGPASSFILE and ~/.pgpass.
+            # With None asyncpg reads PGPASSWORD, PGPASSFILE and ~/.pgpass.
             "password": self.password.get_secret_value() if self.password is not None else "",
             "database": self.database,
             "ssl": self._asyncpg_ssl(),
@@ -79,7 +79,7 @@ class ConnectionSettings:
         return context_for(self.tls, self.variable)
 
     def direct(self) -> ConnectionSettings:
-        """The same database without the pooler in front, where the host's name tells it (`-pooler.`)."""
+        """The same database without the pooler, if the host name shows one (`-pooler.`)."""
         hosts = tuple(replace(host, name=without_pooler(host.name)) for host in self.hosts)
         return replace(self, hosts=hosts, pooler="none") if hosts != self.hosts else self
 
@@ -87,7 +87,7 @@ class ConnectionSettings:
         return replace(self, database=name)
 
     def redacted(self) -> str:
-        """The address for people's eyes: as a URL, without the password."""
+        """The address as a URL, without the password."""
         user = quote(self.user, safe="") + (":***" if self.password is not None else "")
         shown = {
             "sslmode": self.tls.mode,
@@ -125,6 +125,6 @@ class ConnectionSettings:
 
 
 def without_pooler(name: str) -> str:
-    """`ep-x-pooler.region.aws.neon.tech` is the pooled name of `ep-x.region.aws.neon.tech`."""
+    """The host name without Neon's `-pooler`: `ep-x.eu.aws.neon.tech` for `ep-x-pooler.eu.aws.neon.tech`."""
     first, dot, rest = name.partition(".")
-    return first.removesuffix("-pooler") + dot + rest if dot else name
+    return first[: -len("-pooler")] + dot + rest if dot and first.lower().endswith("-pooler") else name

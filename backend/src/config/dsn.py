@@ -1,30 +1,47 @@
-"""The grammar of what people paste as a database address: text in, parts out, no opinion about them.
+"""The grammar of a database address as people paste it: text in, parts out.
 
-Understood are URLs as Neon, Heroku, Docker guides and SQLAlchemy tutorials print them, with quotes, `psql ...` or
-`DATABASE_URL=...` around them, and libpq's `key=value` form. Problems come back as sentences that never quote
-the text, because any piece of a string that could not be understood may be a piece of the password.
+libpq's rules decide: a URL, or `key=value` pairs. In addition, shells' and dashboards' wrapping is removed, and a
+password that was not percent-encoded is accepted if the URL has only one reading. Problems never quote the text,
+because any piece of a text that was not understood may be a piece of the password.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from urllib.parse import unquote_to_bytes
 
-DEFAULT_PORT = 5432
+from .sources import clean
 
-# postgresql+asyncpg:// and its like name a Python driver; the address behind it is the same.
-_SCHEME = re.compile(r"(?i)\s*(postgres(?:ql)?)(?:\+[a-z0-9_]+)?://")
-_OTHER_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{1,24})://")
-_AROUND = re.compile(
+DEFAULT_PORT = 5432
+EXAMPLE = "postgresql://user:password@host:5432/database"
+_ENCODE = (
+    "Percent-encode the password (@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25), for example "
+    f"{EXAMPLE}."
+)
+
+# postgresql+asyncpg:// and the like name a Python driver.
+_SCHEME = re.compile(r"(?i)(?:jdbc:)?postgres(?:ql)?(?:\+[a-z0-9_]+)?://")
+_OTHER_SCHEME = re.compile(
+    r"(?i)(mysql|mariadb|sqlite|mongodb|redis|mssql|oracle|prisma|https?)(?:\+[a-z]+)?://"
+)
+_BEFORE = re.compile(
     r"(?:\$\s+)?(?:export\s+)?(?:[A-Z][A-Z0-9_]*URL\s*=\s*)?(?:psql\s+(?:(?:-d|--dbname)[\s=]+)?)?"
 )
-_QUOTES = {"'": "'", '"': '"', "`": "`", "<": ">", "‘": "’", "“": "”"}
+_QUOTES = {"'": "'", '"': '"', "`": "`", "‘": "’", "“": "”"}
+# A whole part of the address: [YOUR-PASSWORD], <password>, $(DB_PASSWORD), ${PASSWORD}, $PASSWORD, {{ x }}, and the
+# asterisks that Neon shows. Three are what `redacted()` prints.
+_PLACEHOLDER = re.compile(
+    r"(?:^|[/:@='])(?:\[[A-Za-z][\w -]*\]|<[\w -]+>|\$\(\w+\)|\$\{\w+\}|\$[A-Z][A-Z0-9_]+|\{\{[\w .]+\}\}|\*{4,})"
+    r"(?=[:@/?,'\s]|\Z)"
+)
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.%-]+)?)\]|([^:\[\]]*))(?::([0-9]*))?\Z")
 _HOST_NAME = re.compile(r"[\w.-]+\Z")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,40}\Z")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PAIR = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +60,8 @@ class Host:
 
 
 @dataclass(slots=True)
-class Pasted:
-    """The parts of a connection string, decoded. What is absent is None or empty. Its repr is not shown to anybody."""
+class Dsn:
+    """The decoded parts of an address, and the problems found in it. An absent part is None or empty."""
 
     user: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -57,260 +74,178 @@ class Pasted:
         if (problem, remedy) not in self.problems:
             self.problems.append((problem, remedy))
 
+    def add_parameter(self, key: str, value: str) -> None:
+        # SQLAlchemy writes a host list as host=a&host=b.
+        if key == "host" and self.parameters.get("host"):
+            value = f"{self.parameters['host']},{value}"
+        elif self.parameters.get(key, value) != value:
+            self.fault(f"The parameter {key} is given twice, with different values.", "Keep one of them.")
+        self.parameters[key] = value
 
-EXAMPLE = "postgresql://user:password@host:5432/database"
-_ENCODE = (
-    "Write the password percent-encoded (@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25), for example "
-    f"{EXAMPLE}."
-)
+    def move_parameters(self) -> None:
+        """Move user, password, database, host and port out of the parameters, where libpq also accepts them."""
+        take = self.parameters.pop
+        self.user = take("user", "") or self.user
+        self.password = take("password", "") or self.password
+        self.database = take("dbname", "") or take("database", "") or self.database
+        host, port = take("host", ""), take("port", "")
+        names = ",".join(f"[{each.name}]" if ":" in each.name else each.name for each in self.hosts)
+        if host or (port and names):
+            hosts = _hosts(host or names, ports=port, parameter=True)
+            if hosts is None:
+                self.fault("Has a host or port parameter that is not valid.", f"For example {EXAMPLE}.")
+            self.hosts = hosts or []
 
 
-def read(text: str, known: Collection[str]) -> Pasted:
-    """Take a pasted string apart. `problems` says what could not be understood; nothing is raised.
+def parse_dsn(text: str, known: Collection[str]) -> Dsn:
+    """Take an address apart. Raises nothing: see `problems`.
 
-    `known` are the parameters that make sense; they help to tell a parameter from a piece of a raw password.
+    `known` are the parameters that exist; they tell a parameter from a piece of a password that was not encoded.
     """
     text = _unwrap(text)
     if not text:
-        return _refused("it is empty.", f"Give an address such as {EXAMPLE}.")
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        return _refused("Is empty.", f"For example {EXAMPLE}.")
+    if not text.isprintable():
         return _refused(
-            "it contains a line break or another control character.",
-            "Paste it as one line; such a character in a password is percent-encoded.",
+            "Contains a line break or an invisible character.",
+            "Paste it as one line. Percent-encode such a character in a password.",
+        )
+    if _PLACEHOLDER.search(text):
+        return _refused(
+            "Contains a placeholder, such as [YOUR-PASSWORD] or $(DB_PASSWORD).",
+            "Replace it by the value. Percent-encode a password that looks like one.",
         )
     if scheme := _SCHEME.match(text):
-        return _read_url(text[scheme.end() :], known)
+        return _parse_url(text[scheme.end() :], known)
     if other := _OTHER_SCHEME.match(text):
-        scheme_name = other[1].lower()
-        if scheme_name in {
-            "mysql",
-            "mariadb",
-            "sqlite",
-            "mongodb",
-            "redis",
-            "http",
-            "https",
-            "mssql",
-            "oracle",
-        }:
-            return _refused(f"it is a {scheme_name} address.", f"Groundwork speaks to PostgreSQL: {EXAMPLE}.")
-    if re.match(r"\s*[a-z_]+\s*=", text):
-        return _read_pairs(text)
-    return _refused("it is not a PostgreSQL address.", f"It has to look like {EXAMPLE}.")
+        return _refused(f"Is a {other[1].lower()} address.", f"Groundwork needs PostgreSQL: {EXAMPLE}.")
+    if re.match(r"[a-z_]+\s*=", text):
+        return _parse_pairs(text)
+    return _refused("Is not a PostgreSQL address.", f"For example {EXAMPLE}.")
 
 
-def _refused(problem: str, remedy: str) -> Pasted:
-    pasted = Pasted()
-    pasted.fault(problem, remedy)
-    return pasted
+def is_printable_key(key: str) -> bool:
+    """Whether a parameter's name may be shown: one that looks like a name is not a piece of a password."""
+    return _KEY.match(key) is not None
+
+
+def _refused(problem: str, remedy: str) -> Dsn:
+    return Dsn(problems=[(problem, remedy)])
 
 
 def _unwrap(text: str) -> str:
-    """Take off what shells, dashboards and chat programs leave around an address."""
-    text = text.strip().removeprefix("\ufeff")
+    """Remove what shells, dashboards and chat programs put around an address."""
+    text = clean(text) or ""
     while True:
         before = text
-        text = _AROUND.sub("", text.strip(), count=1) if not _SCHEME.match(text) else text.strip()
-        if len(text) > 2 and text[0] in _QUOTES:
-            closing = _QUOTES[text[0]]
-            text = text[:-1] if text.endswith(closing + ";") else text
+        text = text.strip() if _SCHEME.match(text) else _BEFORE.sub("", text.strip(), count=1)
+        if len(text) > 2 and (closing := _QUOTES.get(text[0])):
+            text = text.removesuffix(";")
             text = text[1:-1] if text.endswith(closing) else text
         if text == before:
-            return text.removeprefix("jdbc:") if text.startswith("jdbc:postgres") else text
+            return text
 
 
-# --- URLs ------------------------------------------------------------------------------------------------------
+def _parse_url(rest: str, known: Collection[str]) -> Dsn:
+    """Parse what follows `://`.
 
-
-@dataclass(slots=True)
-class _Reading:
-    """One way of reading a URL: where user and password end, and what follows."""
-
-    userinfo: str | None
-    hosts: str
-    database: str
-    query: str
-
-
-def _read_url(rest: str, known: Collection[str]) -> Pasted:
-    """`rest` is what follows `://`.
-
-    A password pasted raw may hold any of `@ / ? # :`. Every `@` could end it, so each is tried: what follows has
-    to be a host list, then perhaps a database, then perhaps parameters. The standard reading wins when it works;
-    one single reading that works is as good; several mean that nobody can know, and that is said.
+    In a password that was not encoded any `@` may be the last one, so each is tried. libpq's reading, the first, is
+    taken if it is the only one, or if nothing in it points to an unencoded password.
     """
-    readings = list(_readings(rest))
+    readings = [reading for reading in _readings(rest) if reading is not None]
     if not readings:
-        return _refused("its host, port or database cannot be told apart from the rest.", _ENCODE)
-    standard = readings[0]
-    if len(readings) > 1 and not _plain(standard, known):
-        return _refused("it can be read in more than one way.", _ENCODE)
-    return _decode(standard)
+        return _refused("Has a host, port or database that is not valid.", _ENCODE)
+    dsn, user_info, pairs = readings[0]
+    encoded = user_info is None or not re.search(r"[/@?#\s]", user_info)
+    plain = encoded and all(key in known or not re.search(r"[@/?:]", value) for key, value in pairs)
+    if len(readings) > 1 and not plain:
+        return _refused("Can be read in more than one way.", _ENCODE)
+    if user_info is not None:
+        user, colon, password = user_info.partition(":")
+        dsn.user = _decode(dsn, user, "user name") or None
+        dsn.password = _decode(dsn, password, "password") or None if colon else None
+    dsn.database = _decode(dsn, dsn.database or "", "database name") or None
+    for key, value in pairs:
+        dsn.add_parameter(key, _decode(dsn, value, f"value of {key}"))
+    dsn.move_parameters()
+    return dsn
 
 
-def _readings(rest: str) -> list[_Reading]:
-    found = []
-    authority = re.match(r"[^/?#]*", rest)
-    if authority is not None and "@" not in authority[0]:
-        reading = _tail(None, rest)
-        if reading is not None:
-            found.append(reading)
+_Reading = tuple[Dsn, str | None, list[tuple[str, str]]]
+
+
+def _readings(rest: str) -> Iterator[_Reading | None]:
+    if "@" not in re.split("[/?#]", rest, maxsplit=1)[0]:
+        yield _reading(None, rest)
     for position, character in enumerate(rest):
         if character == "@":
-            reading = _tail(rest[:position], rest[position + 1 :])
-            if reading is not None:
-                found.append(reading)
-    return found
+            yield _reading(rest[:position], rest[position + 1 :])
 
 
-def _tail(userinfo: str | None, rest: str) -> _Reading | None:
-    """What follows the user: `hosts[/database][?query]`, or None when it is not that."""
+def _reading(user_info: str | None, rest: str) -> _Reading | None:
+    """`hosts[/database][?query]` with its hosts parsed, or None if `rest` is not of this form."""
     location, _, query = rest.partition("?")
-    hosts, _, database = location.partition("/")
-    if re.search(r"[/@#\s]", database) or (hosts and _hosts(hosts, escaped=True) is None):
+    names, _, database = location.partition("/")
+    hosts = _hosts(names) if names else []
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    named = all(equals and re.match(r"[A-Za-z_][\w.]*\Z", key, re.ASCII) for key, equals, _ in pairs)
+    if hosts is None or not named or re.search(r"[/@#\s]", database):
         return None
-    if query and not all(re.match(r"[A-Za-z_][A-Za-z0-9_.]*=", pair) for pair in query.split("&") if pair):
-        return None
-    return _Reading(userinfo, hosts, database, query)
+    return Dsn(hosts=hosts, database=database), user_info, [(key, value) for key, _, value in pairs]
 
 
-def _plain(reading: _Reading, known: Collection[str]) -> bool:
-    """Whether this reading follows the standard so closely that another one is not worth considering."""
-    if reading.userinfo is not None and re.search(r"[/@?#\s]", reading.userinfo):
-        return False
-    pairs = (pair.partition("=") for pair in reading.query.split("&"))
-    return all(key in known or not re.search(r"[@/?:]", value) for key, _, value in pairs)
-
-
-def _decode(reading: _Reading) -> Pasted:
-    pasted = Pasted()
-    if reading.userinfo is not None:
-        user, colon, password = reading.userinfo.partition(":")
-        pasted.user = _text(pasted, user, "user name") or None
-        if colon:
-            pasted.password = _text(pasted, password, "password") or None
-    pasted.hosts = _hosts(reading.hosts, escaped=True) or []
-    pasted.database = _text(pasted, reading.database, "database name") or None
-    for pair in reading.query.split("&"):
-        if pair:
-            key, _, value = pair.partition("=")
-            _parameter(pasted, key, _text(pasted, value, f"value of {key}"))
-    _absorb(pasted)
-    return pasted
-
-
-def _text(pasted: Pasted, escaped: str, what: str) -> str:
-    """Percent-decode. A `%` that is no escape stands for itself; bytes that are no text are refused."""
-    decoded = unquote_to_bytes(_BAD_ESCAPE.sub("%25", escaped) if "%" in escaped else escaped)
-    text = decoded.decode("utf-8", errors="replace")
+def _decode(dsn: Dsn, escaped: str, part: str) -> str:
+    """Percent-decode. A `%` without two hexadecimal digits stands for itself."""
+    text = unquote_to_bytes(_BAD_ESCAPE.sub("%25", escaped)).decode("utf-8", errors="replace")
     if "\ufffd" in text and "\ufffd" not in escaped:
-        pasted.fault(f"its {what} has a percent-escape that is not UTF-8.", _ENCODE)
+        dsn.fault(f"Has a percent-escape in its {part} that is not UTF-8.", _ENCODE)
     if "\x00" in text:
-        pasted.fault(
-            f"its {what} contains a NUL character, which PostgreSQL never accepts.", "Leave out %00."
-        )
+        dsn.fault(f"Has a NUL character in its {part}.", "Remove %00: PostgreSQL does not accept it.")
     return text
 
 
-def _hosts(text: str, *, escaped: bool, ports: str = "") -> list[Host] | None:
-    """A comma-separated host list, or None when one of its members is neither a host nor a socket directory."""
-    hosts = []
-    members = [member.strip() for member in text.split(",")]
-    port_list = ports.split(",") if ports else []
-    if len(port_list) not in {0, 1, len(members)}:
+def _hosts(text: str, *, ports: str = "", parameter: bool = False) -> list[Host] | None:
+    """A comma-separated list of hosts, or None if it is none. A `parameter` may hold paths and IPv6 as they are."""
+    members, defaults = [member.strip() for member in text.split(",")], ports.split(",")
+    if len(defaults) == 1:
+        defaults *= len(members)
+    if len(defaults) != len(members):
         return None
-    for index, member in enumerate(members):
-        default = port_list[index] if len(port_list) > 1 else (port_list[0] if port_list else "")
-        if bracketed := re.match(r"\[([0-9A-Fa-f:.]+(?:%[\w%.-]+)?)\](?::(\d*))?\Z", member):
-            name, port = bracketed[1].replace("%25", "%"), bracketed[2] or default
-            if not _is_ipv6(name):
-                return None
-        elif not escaped and (member.startswith("/") or _is_ipv6(member)):
+    hosts = []
+    for member, default in zip(members, defaults, strict=True):
+        if parameter and (member.startswith("/") or _is_ipv6(member)):
             name, port = member, default
+        elif found := _HOST.match(member):
+            name = (found[1] or "").replace("%25", "%") or _decode(Dsn(), found[2] or "", "host")
+            port = found[3] or default
+            if not (_is_ipv6(name) if found[1] else name.startswith("/") or _HOST_NAME.match(name)):
+                return None
         else:
-            name, colon, port = member.partition(":")
-            if escaped and "%" in name:
-                name = unquote_to_bytes(name).decode("utf-8", errors="replace")
-            if colon and port and not re.fullmatch(r"[0-9]{1,5}", port):
-                return None
-            port = port or default
-            if not (name.startswith("/") and "\x00" not in name) and not _HOST_NAME.match(name):
-                return None
-        if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
             return None
-        # A final dot is right in DNS, and in no certificate.
-        name = name.rstrip(".") if "/" not in name else name
-        hosts.append(Host(name, int(port) if port else DEFAULT_PORT))
+        if "\x00" in name or (port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536)):
+            return None
+        # A trailing dot is valid in DNS, and matches no certificate.
+        hosts.append(Host(name if "/" in name else name.rstrip("."), int(port or DEFAULT_PORT)))
     return hosts
 
 
 def _is_ipv6(text: str) -> bool:
     try:
-        IPv6Address(text)
+        return bool(IPv6Address(text))
     except ValueError:
         return False
-    return True
 
 
-# --- parameters, and key=value strings -----------------------------------------------------------------------------
-
-
-def _parameter(pasted: Pasted, key: str, value: str) -> None:
-    # SQLAlchemy spells a host list as host=a&host=b.
-    if key == "host" and pasted.parameters.get("host"):
-        value = f"{pasted.parameters['host']},{value}"
-    elif pasted.parameters.get(key, value) != value:
-        pasted.fault(f"the parameter {key} is given twice, with different values.", "Keep one of them.")
-    pasted.parameters[key] = value
-
-
-def _absorb(pasted: Pasted) -> None:
-    """Move user, password, host, port and database out of the parameters, where libpq also accepts them."""
-    take = pasted.parameters.pop
-    pasted.user = take("user", "") or pasted.user
-    pasted.password = take("password", "") or pasted.password
-    pasted.database = take("dbname", "") or take("database", "") or pasted.database
-    host, port = take("host", ""), take("port", "")
-    if host:
-        # SQLAlchemy's and asyncpg's host=a:1 is read too, beside libpq's host=a&port=1.
-        hosts = _hosts(host, escaped=False, ports=port)
-        if hosts is None:
-            pasted.fault(
-                "its host or port parameter is not a host list with ports from 1 to 65535.", f"See {EXAMPLE}."
-            )
-        pasted.hosts = hosts or []
-    elif port and pasted.hosts:
-        names = ",".join(f"[{host.name}]" if ":" in host.name else host.name for host in pasted.hosts)
-        hosts = _hosts(names, escaped=False, ports=port)
-        if hosts is None:
-            pasted.fault(
-                "its port parameter is not a number from 1 to 65535 for each host.", f"See {EXAMPLE}."
-            )
-        pasted.hosts = hosts or pasted.hosts
-
-
-_PAIR = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|\Z)")
-
-
-def _read_pairs(text: str) -> Pasted:
-    """libpq's other form: `host=localhost dbname=app user=me password='it''s'`."""
-    pasted = Pasted()
-    position = 0
+def _parse_pairs(text: str) -> Dsn:
+    """libpq's other form: `host=localhost dbname=app user=me password='it\\'s'`."""
+    dsn, position = Dsn(), 0
     while position < len(text.rstrip()):
         pair = _PAIR.match(text, position)
         if pair is None:
-            return _refused(
-                "its key=value pairs cannot be told apart.",
-                "Put values with spaces or quotes in single quotes, with \\ before a quote; or use "
-                f"{EXAMPLE}.",
-            )
+            remedy = f"Put values with spaces or quotes in single quotes, with \\ before a quote; or use {EXAMPLE}."
+            return _refused("Has key=value pairs that are not valid.", remedy)
         value = pair[2] if pair[2] is not None else pair[3]
-        _parameter(pasted, pair[1], re.sub(r"\\(.)", r"\1", value))
+        dsn.add_parameter(pair[1], re.sub(r"\\(.)", r"\1", value))
         position = pair.end()
-    _absorb(pasted)
-    return pasted
-
-
-def is_printable_key(key: str) -> bool:
-    """Whether a parameter's name can be shown: a name that looks like one is not a piece of a password."""
-    return _KEY.match(key) is not None
+    dsn.move_parameters()
+    return dsn

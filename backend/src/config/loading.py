@@ -1,5 +1,5 @@
-"""How a process of ours loads what it runs: what stays for good is not searched for garbage, and what nobody uses
-stays out. What each is worth is measured by `python -m benchmarks.startup`."""
+"""Imports at start-up: outside garbage collection, and without optional packages. `python -m benchmarks.startup`
+measures both."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def for_good() -> Iterator[None]:
-    """Around imports: all that they make lives as long as the process, so the garbage collector leaves it alone.
+    """Freeze all objects made by the imports inside: they live as long as the process.
 
-    Searching it in vain took a sixth of a worker's CPU until it served, and each full search of a running worker
-    held up every request for 80 to 140 ms.
+    Collecting them took a sixth of a worker's CPU at start, and each full collection later blocked every request for
+    80 to 140 ms.
     """
     gc.disable()
     try:
@@ -26,11 +26,11 @@ def for_good() -> Iterator[None]:
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
-    """Inside, a package that a library imports only if it is there is not there, unless somebody has loaded it."""
+    """Hide an optional package from the imports inside, unless it is already loaded."""
     if name in sys.modules:
         yield
         return
-    # What the import system documents for "not to be found".
+    # The documented way to make an import fail.
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files and directories that only their owner may read."""
+"""Files and directories that only their owner can read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class DataDirectoryError(GroundworkError):
 
 
 def make_directory(directory: Path) -> None:
-    """The data directory, with what is missing above it. Raises `DataDirectoryError`."""
+    """Create the data directory and its parents. Raises `DataDirectoryError`."""
     try:
         for path in (*reversed(directory.parents), directory):
             if not path.exists():
-                path.mkdir(exist_ok=True)  # Another process may make it at the same time.
-                # The user who runs PostgreSQL may pass through, whatever the umask says.
+                path.mkdir(exist_ok=True)  # Another process may create it at the same time.
+                # The user of the PostgreSQL server must be able to pass, whatever the umask is.
                 path.chmod(0o711)
                 if os.geteuid() == 0:
                     # In a user's clone it is the user's, also when root was the first to need it.
@@ -29,13 +29,13 @@ def make_directory(directory: Path) -> None:
                     os.chown(path, owner.st_uid, owner.st_gid)
     except OSError as error:
         raise DataDirectoryError(
-            f"The data directory {directory} cannot be made: {error.strerror}. "
-            f"Choose another: DATA_DIRECTORY=<another directory>."
+            f"The data directory {directory} cannot be created: {error.strerror}. "
+            f"Set DATA_DIRECTORY to another directory."
         ) from error
 
 
 def write_privately(path: Path, text: str) -> None:
-    """Write all or nothing, readable by nobody else, also if the machine stops in the middle."""
+    """Write a file atomically, with mode 0600, also if the machine stops during the write."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -46,7 +46,7 @@ def write_privately(path: Path, text: str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """The names in it are on the disk when this returns."""
+    """Write the directory's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

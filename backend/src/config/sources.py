@@ -109,7 +109,7 @@ def _add_env_file(sources: Sources, path: Path, fields: Mapping[str, FieldInfo])
 
 
 def _add_secret_files(sources: Sources, directory: Path, fields: Mapping[str, FieldInfo]) -> None:
-    if not (directory.is_dir() and os.access(directory, os.R_OK | os.X_OK)):
+    if not (os.path.isdir(directory) and os.access(directory, os.R_OK | os.X_OK)):
         remedy = "Set it to the path of a directory with one file per setting."
         sources.faults.append(Fault("SECRETS_DIR", "Must be a readable directory.", remedy))
         return

@@ -1,4 +1,4 @@
-"""How a connection is encrypted and the server verified, as a shape and as an `ssl.SSLContext`."""
+"""TLS settings of a database connection, and the `ssl.SSLContext` for them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How a connection is encrypted and the server verified.
+    """TLS settings of a database connection.
 
-    `root_certificate` is a file with authorities, or None for the system's own. `certificate` and `key` are files
-    that prove who we are.
+    `root_certificate` is a file of authorities, or None for the system's. `certificate` and `key` are the files of a
+    client certificate.
     """
 
     mode: TlsMode
@@ -43,8 +43,8 @@ class Tls:
 def context_for(tls: Tls, variable: str) -> ssl.SSLContext | None:
     """The context for `require` and stronger, None for weaker modes. Reads files; faults name `variable`.
 
-    The same context is given again until a file changes: reading the system's authorities takes milliseconds, and
-    a certificate that was renewed counts from the next connection on.
+    The context is cached until a file changes: reading the system's authorities takes milliseconds, and a renewed
+    certificate has to take effect with the next connection.
     """
     if tls.mode in {"disable", "allow", "prefer"}:
         return None
@@ -54,7 +54,7 @@ def context_for(tls: Tls, variable: str) -> ssl.SSLContext | None:
 
 
 def _version(path: str | None) -> tuple[int, ...] | None:
-    """What changes when a file does."""
+    """A value that changes when the file does; None if there is no file."""
     try:
         found = os.stat(os.path.expanduser(path)) if path is not None else None
     except OSError:
@@ -73,7 +73,7 @@ def _context(tls: Tls, variable: str, _store: object, _files: object) -> ssl.SSL
     context.minimum_version = VERSIONS[tls.minimum_version]
     if tls.maximum_version is not None:
         context.maximum_version = VERSIONS[tls.maximum_version]
-    # PostgreSQL 17 and later insist on it when TLS starts at once; libpq always sends it.
+    # PostgreSQL 17 and later require it for direct TLS; libpq always sends it.
     context.set_alpn_protocols(["postgresql"])
     if tls.certificate is not None:
         _identify(context, tls, variable)
@@ -81,7 +81,7 @@ def _context(tls: Tls, variable: str, _store: object, _files: object) -> ssl.SSL
 
 
 def system_context() -> ssl.SSLContext:
-    """Verifies certificate and host name by the system's authorities, certifi's when it has none. Reads files."""
+    """A context that verifies certificate and host name by the system's authorities, or certifi's. Reads files."""
     context = ssl.create_default_context()
     if not _system_has_authorities(context):
         context.load_verify_locations(cafile=certifi.where())
@@ -95,7 +95,7 @@ def _authorities(tls: Tls, variable: str) -> ssl.SSLContext:
     problem = None
     try:
         context = ssl.create_default_context(cafile=os.path.expanduser(path))
-        # Python 3.13 began to refuse authorities that lack extensions which libpq never asks for.
+        # Python 3.13 refuses authorities without extensions that libpq does not require.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     except OSError as error:
         problem = _file_problem(error)
@@ -112,7 +112,7 @@ def _identify(context: ssl.SSLContext, tls: Tls, variable: str) -> None:
         context.load_cert_chain(
             os.path.expanduser(certificate),
             keyfile=os.path.expanduser(key) if key is not None else None,
-            # Without a callback OpenSSL asks on the terminal, and the start would hang.
+            # Without a callback OpenSSL prompts on the terminal and blocks.
             password=lambda: secret,
         )
     except OSError as error:
@@ -123,29 +123,35 @@ def _identify(context: ssl.SSLContext, tls: Tls, variable: str) -> None:
 
 def _bad_file(variable: str, parameter: str, path: str, problem: str) -> ConfigurationError:
     return ConfigurationError(
-        [Fault(variable, f"{parameter} ({path}) {problem}.", "Give the path of a PEM file that can be read.")]
+        [
+            Fault(
+                variable,
+                f"The file of {parameter} ({path}) {problem}.",
+                "Give the path of a readable PEM file.",
+            )
+        ]
     )
 
 
 def _system_has_authorities(context: ssl.SSLContext) -> bool:
     if context.cert_store_stats()["x509_ca"] > 0:
         return True
-    # Authorities in a directory are loaded one by one when needed, so the store's count says nothing about them.
+    # Authorities in a directory are loaded when they are needed and not counted before.
     directory = ssl.get_default_verify_paths().capath
     return directory is not None and any(Path(directory).glob("*.[0-9]"))
 
 
 def _file_problem(error: OSError) -> str:
-    """Why a PEM file was refused, without what was in it."""
+    """Why a PEM file was refused, without its content."""
     if isinstance(error, ssl.SSLError):
         return "is not a usable PEM file" if error.reason is None else f"is not usable ({error.reason})"
-    return {FileNotFoundError: "does not exist", PermissionError: "may not be read"}.get(
+    return {FileNotFoundError: "does not exist", PermissionError: "is not readable"}.get(
         type(error), f"cannot be read ({error.strerror})"
     )
 
 
 def refuse_drivers_own_files(mode: str, variable: str) -> None:
-    """With `allow` and `prefer` asyncpg builds its own TLS context and would take a client certificate from these."""
+    """Refuse files and variables from which asyncpg takes a client certificate with `allow` and `prefer`."""
     names = ("PGSSLCERT", "PGSSLKEY", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION")
     found = [name for name in names if os.environ.get(name)]
     home = Path(os.path.expanduser("~")) / ".postgresql"
@@ -157,8 +163,8 @@ def refuse_drivers_own_files(mode: str, variable: str) -> None:
             [
                 Fault(
                     variable,
-                    f"with sslmode={mode} the driver would also use {', '.join(found)}, which Groundwork does not.",
-                    "Unset them, or use sslmode=verify-full (with sslcert and sslkey when needed), or disable.",
+                    f"With sslmode={mode} asyncpg would also use {', '.join(found)}.",
+                    "Remove them, or use sslmode=verify-full (with sslcert and sslkey), or disable.",
                 )
             ]
         )

@@ -59,7 +59,7 @@ class SigningKeys:
         if settings.signing_keys is not None:
             return cls(seeds(settings.signing_keys.get_secret_value()), settings.auth_own_issuer)
         if settings.environment == "production":
-            problem = "is not set, and production signs with a key of your own only."
+            problem = "Must be set in production."
             raise ConfigurationError([Fault("SIGNING_KEYS", problem, f"{NEW_KEY}.")])
         return cls(_kept(settings.data_directory), settings.auth_own_issuer)
 
@@ -128,15 +128,15 @@ def _kept(directory: Path) -> tuple[bytes, ...]:
         mode, text = path.stat().st_mode, path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError, GroundworkError) as error:
         reason = getattr(error, "strerror", None) or "the directory cannot be made"
-        problem = f"is not set, and {path} cannot be used instead ({reason})."
+        problem = f"Is not set, and {path} cannot be used instead ({reason})."
         raise ConfigurationError([Fault("SIGNING_KEYS", problem, f"{NEW_KEY}.")]) from None
     if mode & 0o077:
-        problem = f"is not set, and {path} can be read by others."
+        problem = f"Is not set, and {path} can be read by others."
         raise ConfigurationError([Fault("SIGNING_KEYS", problem, f"Delete {path}: a new one is made.")])
     try:
         return seeds(text)
     except ValueError as error:
-        problem = f"is not set, and {path} {error}"
+        problem = f"Is not set, and {path} is not valid. {error}"
     raise ConfigurationError([Fault("SIGNING_KEYS", problem, f"Delete {path}: a new one is made.")])
 
 

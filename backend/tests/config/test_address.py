@@ -41,6 +41,7 @@ def told(pasted: str, **named: Any) -> dict[str, Any]:
     }
 
 
+SESSION = {"application_name": "groundwork", "timezone": "UTC"}
 UNDERSTOOD: list[tuple[str, dict[str, Any]]] = [
     # What Neon hands out, pooled and direct.
     (f"{NEON}?sslmode=require&channel_binding=require",
@@ -124,6 +125,15 @@ UNDERSTOOD: list[tuple[str, dict[str, Any]]] = [
     ("postgresql://u:p@h/db?pgbouncer=true", {"pooler": "transaction"}),
     ("postgresql://u:p@aws-0.pooler.supabase.com:6543/db", {"pooler": "transaction"}),
     ("postgresql://u:p@h/db", {"pooler": "auto"}),
+    # What providers and other drivers add.
+    ("postgresql://postgres.ref:p@aws-0-eu.pooler.supabase.com:6543/postgres?pgbouncer=true&supa=base-pooler.x",
+     {"pooler": "transaction", "warned": 0}),
+    ("postgresql://u:p@AWS-0-EU.POOLER.SUPABASE.COM:6543/postgres", {"pooler": "transaction"}),
+    ("postgres://u:p@h/db?sslmode=require&uselibpqcompat=true", {"mode": "require"}),
+    ("postgres://u:p@h/db?sslmode=require&workaround=supabase-pooler.vercel", {"mode": "require"}),
+    ("postgresql://u:p@h/db?schema=public&sslaccept=strict", {"settings": SESSION, "mode": "verify-full"}),
+    ("postgresql://u:p@EP-X-POOLER.EU.AWS.NEON.TECH/db", {"pooler": "tracking", "neon": True}),
+    ("postgresql://u:p@Ep-X-Pooler.c-3.us-east-1.aws.neon.tech/db", {"pooler": "tracking", "neon": True}),
     # Hosts.
     ("postgresql://u:p@a:1,b:2,c/db", {"hosts": [("a", 1), ("b", 2), ("c", 5432)]}),
     ("postgresql://u:p@/db?host=a,b&port=1,2", {"hosts": [("a", 1), ("b", 2)]}),
@@ -204,6 +214,30 @@ REFUSED: list[tuple[str, str]] = [
     ("postgresql://u:zebra%00@h/db", "NUL"),
     ("postgresql://u:zeb\nra@h/db", "line break"),
     ("postgresql://u:zebra@evil?x=y@h/db", "more than one way"),
+    # What providers and other drivers add, with what to use instead.
+    ("postgresql://u:zebra@h/db?sslmode=no-verify", "sslmode .*\n.*sslmode=require for node-postgres"),
+    ("postgresql://u:zebra@h/db?schema=app", "schema .*\n.*search_path"),
+    ("postgresql://u:zebra@h/db?pool_timeout=5", "pool_timeout .*\n.*DATABASE_POOL_TIMEOUT_SECONDS"),
+    ("postgresql://u:zebra@h/db?sslaccept=accept_invalid_certs", "sslaccept .*\n.*sslmode=verify-full"),
+    ("prisma+postgres://accelerate.prisma-data.net/?api_key=zebra", "prisma"),
+    # Invisible characters inside an address, which are part of no name.
+    ("postgresql://u:zebra@h/db\u200b?sslmode=require", "invisible"),
+    ("postgresql://u:zebra@h\ufeff/db", "invisible"),
+    ("postgresql://u:zebra@h/d\u00a0b", "invisible"),
+    ("host=h user=u dbname=db\u2060 password=zebra", "invisible"),
+    # Placeholders.
+    ("postgresql://postgres.ref:[YOUR-PASSWORD]@h:6543/postgres", "placeholder"),
+    ("postgresql://u:$(DB_PASSWORD)@h/db", "placeholder"),
+    ("postgresql://u:${DB_PASSWORD}@h/db", "placeholder"),
+    ("postgresql://u:$DB_PASSWORD@h/db", "placeholder"),
+    ("postgresql://u:<password>@h/db", "placeholder"),
+    ("postgresql://<user>:zebra@h/db", "placeholder"),
+    ("postgresql://u:zebra@[HOST]:5432/db", "placeholder"),
+    ("postgresql://u:zebra@h/<database>?sslmode=require", "placeholder"),
+    ("postgresql://{{ user }}:zebra@h/db", "placeholder"),
+    ("postgresql://u:****************@ep-x.eu.aws.neon.tech/db", "placeholder"),
+    ("host=h user=u password=[YOUR-PASSWORD]", "placeholder"),
+    ("host=h user=u password='<password>'", "placeholder"),
     ("host=h user=u password='zebra", "key=value"),
     ("host=h user=u password=zebra nonsense=1", "nonsense"),
 ]
@@ -219,6 +253,28 @@ def test_what_cannot_be_honoured_is_refused_by_name_and_without_the_password(pas
     assert "zebra" not in text
     assert refusal.value.__cause__ is None
     assert refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "password", ["[YOUR-PASSWORD]", "${X}", "<x>", "$(x)", "$SECRET", "*" * 16, "x\u200b"]
+)
+def test_a_password_that_looks_like_a_placeholder_is_accepted_percent_encoded(password: str) -> None:
+    found = parse(f"postgresql://u:{quote(password, safe='')}@h/db")
+    assert found.password is not None
+    assert found.password.get_secret_value() == password
+
+
+@pytest.mark.parametrize("password", ["a${HOME}b", "[x", "a<b>c", "$5", "pa$$word", "**", "{x}"])
+def test_a_password_that_only_contains_such_characters_is_no_placeholder(password: str) -> None:
+    found = parse("postgresql://u:PASSWORD@h/db".replace("PASSWORD", password))
+    assert found.password is not None
+    assert found.password.get_secret_value() == password
+
+
+@pytest.mark.parametrize("around", ["\n", "\r\n", "\u200b", "\ufeff", "\u00a0", "\u200b\n\u2060"], ids=ascii)
+def test_invisible_characters_around_an_address_are_removed(around: str) -> None:
+    found = parse(f"{around}{NEON}{around}")
+    assert (found.user, found.database) == ("u", "db")
 
 
 def test_all_faults_of_an_address_are_told_at_once() -> None:
@@ -237,6 +293,7 @@ def test_the_pooler_named_by_the_operator_beats_the_guess() -> None:
 
 def test_the_direct_host_is_derived_from_the_pooled_one() -> None:
     direct = parse(NEON_CELL).direct()
+    assert parse(NEON_CELL.replace("-pooler", "-POOLER")).direct().hosts == direct.hosts
     assert direct.hosts == (Host("ep-x.c-3.us-east-1.aws.neon.tech"),)
     assert direct.pooler == "none"
     assert direct.tls.mode == "verify-full"

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from clusters import Thief
 from src.config.database import parse
-from src.config.dsn import read
+from src.config.dsn import parse_dsn
 from src.config.logging import configure, get_logger
 from src.config.settings import Settings, load_settings, migration_connection, require_database
 from src.config.settings_docs import effective, understood
@@ -182,7 +182,7 @@ def test_no_part_that_is_not_meant_for_others_shows_it() -> None:
         Settings(port=SECRET, database_url=filled(WRONG[0]))
     assert_silent(str(caught.value), repr(caught.value), "".join(traceback.format_exception(caught.value)))
     for template in RIGHT + WRONG:
-        assert_silent(repr(read(filled(template), ())))
+        assert_silent(repr(parse_dsn(filled(template), ())))
 
 
 async def test_no_failed_connection_shows_it(log: io.StringIO) -> None:

@@ -24,6 +24,7 @@ from src.config.settings_docs import effective, understood
 from src.errors import ConfigurationError
 
 URL = "postgresql://u:canary@localhost/db"
+NUMBERS = {bool, int, float, Path, bool | None, int | None}
 
 
 @pytest.fixture
@@ -183,6 +184,16 @@ def test_every_setting_has_a_sentence_a_bound_and_its_unit_in_its_name() -> None
             kinds = {type(bound).__name__ for bound in field.metadata}
             assert "Le" in kinds, name
             assert kinds & {"Ge", "Gt"}, name
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if field.annotation not in NUMBERS]
+)
+def test_a_text_of_any_length_is_refused_without_being_repeated(name: str) -> None:
+    error = refusal(**{name: "canary" * 20_000})
+    (fault,) = error.faults
+    assert fault.variable == name.upper()
+    assert "canary" not in str(error)
 
 
 def test_settings_survive_the_way_to_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
