@@ -33,14 +33,17 @@ def parse_networks(value: object) -> tuple[str, ...]:
 
 
 def _network(text: object) -> IPv4Network | IPv6Network | str | None:
+    """An IP network, an IPv4-mapped one as IPv4; empty for blanks, None for anything else."""
+    if not isinstance(text, str) or not text.strip():
+        return "" if isinstance(text, str) else None
     try:
-        return (
-            (ip_network(text.strip(), strict=False) if text.strip() else "")
-            if isinstance(text, str)
-            else None
-        )
+        network = ip_network(text.strip(), strict=False)
     except ValueError:
         return None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return IPv4Network((mapped, network.prefixlen - 96))
 
 
 def faults_of(settings: Settings) -> list[Fault]:
@@ -54,10 +57,7 @@ def faults_of(settings: Settings) -> list[Fault]:
 
 def _holds_the_internet(network: IPv4Network | IPv6Network) -> bool:
     """Whether a network is larger than every private one: 10.0.0.0/8, and fc00::/7."""
-    if network.version == 4:
-        return network.prefixlen < 8
-    mapped = network.network_address.ipv4_mapped
-    return network.prefixlen < 7 or (mapped is not None and network.prefixlen < 96 + 8)
+    return network.prefixlen < (8 if network.version == 4 else 7)
 
 
 class ServerSettings(BaseModel):

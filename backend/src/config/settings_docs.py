@@ -1,6 +1,6 @@
 """The settings as text: `.env.example`, `docs/settings.md`, and the effective settings.
 
-`python -m src.config env` and `python -m src.config markdown` print the two files; a test keeps them equal.
+`python -m src config --format env` and `--format markdown` print the two files; a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def env_example() -> str:
     lines = [
         "# Settings of Groundwork. Copy this file to backend/.env and uncomment the lines you want to change.",
         "# The environment takes precedence. Values are literal; quote one with spaces or # in single quotes.",
-        "# Generated from src/config/ by: python -m src.config env > .env.example",
+        "# Generated from src/config/ by: python -m src config --format env > .env.example",
         "",
         "# Your database, pasted as Neon's dashboard shows it (pooled or direct). Without one, `make run` starts a",
         "# private PostgreSQL.",
@@ -72,7 +72,7 @@ def settings_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `backend/src/config/` by `python -m src.config markdown`; a test keeps them equal.",
+        "Generated from `backend/src/config/` by `python -m src config --format markdown`; a test keeps them equal.",
         "",
         "A setting is read from the environment, then from `backend/.env`, then from a file of its name in the",
         "directory `SECRETS_DIR`; otherwise it has its default. An empty value counts as unset. All values are",

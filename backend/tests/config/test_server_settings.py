@@ -40,6 +40,12 @@ def test_private_networks_can_be_trusted_everywhere(networks: str) -> None:
     assert load_settings(environment="production", trusted_proxies=networks).trusted_proxies
 
 
+def test_an_ipv4_mapped_network_is_one_of_ipv4() -> None:
+    """A client of a dual-stack socket is known by its IPv4 address."""
+    networks = load_settings(trusted_proxies="::ffff:10.0.0.0/104, ::ffff:192.0.2.1").trusted_proxies
+    assert networks == ("10.0.0.0/8", "192.0.2.1/32")
+
+
 @pytest.mark.parametrize("networks", ["*", "proxy.example.com", "10.0.0.0/33", ",".join(["10.0.0.1"] * 257)])
 def test_networks_that_are_none_are_refused_with_an_example(networks: str) -> None:
     with pytest.raises(ConfigurationError, match=r"(?s)TRUSTED_PROXIES: Must be .*For example 10\.0\.0\.0/8"):

@@ -14,7 +14,9 @@ from src.config.settings_docs import env_example, settings_markdown
 
 
 def test_the_files_are_what_the_code_prints() -> None:
-    remedy = "run `python -m src.config env > .env.example` and `python -m src.config markdown > ../docs/settings.md`"
+    remedy = (
+        "run `python -m src config --format env > .env.example` and `--format markdown > ../docs/settings.md`"
+    )
     assert (BACKEND / ".env.example").read_text(encoding="utf-8") == env_example(), remedy
     assert (BACKEND.parent / "docs/settings.md").read_text(encoding="utf-8") == settings_markdown(), remedy
 
