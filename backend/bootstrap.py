@@ -53,6 +53,7 @@ class Problem(Exception):
 
 
 def main(arguments):
+    """Exit code 0, or 2 for wrong arguments."""
     if arguments not in ([], ["--dev"]):
         say("usage: bootstrap.py [--dev]")
         return 2
@@ -64,6 +65,7 @@ def main(arguments):
 
 
 def say(text):
+    """Print a line on standard error."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -93,6 +95,7 @@ def is_new_enough(python):
 
 
 def require_venv_module():
+    """Raise Problem where Debian split `venv` off from Python."""
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -161,6 +164,7 @@ def make_importable():
 
 
 def digest(name):
+    """The SHA-256 of a file of requirements."""
     with open(os.path.join(BACKEND, name), "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
@@ -176,6 +180,7 @@ def read_stamp():
 
 
 def write_stamp(stamp):
+    """Replace the stamp in one step."""
     with open(STAMP + ".new", "w", encoding="utf-8") as file:
         json.dump(dict(stamp, **maker()), file)
     os.replace(STAMP + ".new", STAMP)
@@ -197,6 +202,7 @@ def call(command):
 
 
 def remove(path):
+    """Delete a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
 

@@ -89,6 +89,7 @@ def printable(text: str) -> str:
 
 
 def can_encode(text: str, stream: TextIO | None) -> bool:
+    """Whether the stream's encoding has all characters of the text."""
     try:
         text.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeError, LookupError):
@@ -138,6 +139,7 @@ def quiet_logs() -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
+    """False also for a closed stream."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:

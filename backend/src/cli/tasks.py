@@ -189,6 +189,7 @@ def with_database(work: Callable[[Database], Awaitable[T]]) -> T:
 
 
 async def owner_of(database: Database, address: str) -> UUID:
+    """The id of the user with this address; NotFound if there is none."""
     from ..services import users
 
     return UUID(json.loads(await users.find(database, address))["id"])
@@ -214,10 +215,12 @@ def shaped(shape: type[S], **values: Any) -> S:
 
 
 def emit_row(row: str) -> None:
+    """Print a row, which is JSON text, as one line."""
     output.emit_json(json.loads(row))
 
 
 def emit_rows(page: str, columns: Sequence[str], limit: int) -> None:
+    """Print a page of rows, which is a JSON array, and whether `limit` cut it off."""
     rows = json.loads(page)
     output.emit_rows(rows, columns)
     if len(rows) == limit:

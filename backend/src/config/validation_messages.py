@@ -28,6 +28,7 @@ def refuse(variable: str, problem: str, remedy: str) -> NoReturn:
 
 
 def raise_faults(faults: list[Fault]) -> NoReturn:
+    """Raise the error that carries several faults through Pydantic."""
     raise PydanticCustomError("faults", "is not usable", {"faults": faults}) from None
 
 

@@ -39,6 +39,8 @@ _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./-]+")
 
 @dataclass(frozen=True)
 class Account:
+    """A user of the operating system."""
+
     uid: int
     gid: int
     name: str

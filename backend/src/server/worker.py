@@ -47,7 +47,7 @@ log = get_logger("groundwork.worker")
 
 
 class StartCancelled(Exception):
-    pass
+    """A signal ended the start."""
 
 
 class Lifespan:
