@@ -7,6 +7,7 @@ There is a statement for each combination of filters, so that PostgreSQL plans e
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     bindparam,
+    case,
     cast,
     func,
     literal_column,
@@ -37,7 +39,7 @@ from ..models import Task, TaskRead
 from ..models.base import QuickUUID
 from ..models.rendering import render_timestamp, written, written_timestamp
 from .ownership import me, mine
-from .paging import bounded
+from .paging import PAGE_BYTES, bounded
 from .statements import Statement
 from .task_rows import after, instant
 
@@ -135,14 +137,29 @@ async def page(db: Database, owner: UUID, query: PageQuery | None = None) -> Pag
     statement, values = (query or PageQuery()).prepared
     row = await db.row(statement, owner=owner, **values)
     assert row is not None
-    items, last_at, last_id, has_more, total = row
+    items, last_at, last_id, has_more, total, too_large = row
+    if too_large:
+        return PageText(*_shortened(items, (query or PageQuery()).sort), True, total)
     last = None if last_at is None else Position(last_at, QuickUUID(last_id))
     return PageText(_cut(items) if has_more else items, last, has_more, total)
 
 
+# Between two tasks and nowhere within one: in a string of JSON every quote has a backslash before it.
+_BETWEEN: Final = ',{"id":"'
+
+
 def _cut(items: str) -> str:
-    """Without the last one. Within a string of JSON every quote has a backslash before it, so this begins a task."""
-    return items[: items.rindex(',{"')] + "]"
+    """Without the last task."""
+    return items[: items.rindex(_BETWEEN)] + "]"
+
+
+def _shortened(items: str, sort: str) -> tuple[str, Position]:
+    """The tasks of `items` that fit into `PAGE_BYTES`, and the position of the last one; the end may be broken off."""
+    content = items.encode()
+    kept = content[: content.rindex(_BETWEEN.encode(), 0, PAGE_BYTES)].decode()
+    # A JSON array of one task has no separator: then the task begins after the bracket.
+    last = json.loads(kept[kept.rfind(_BETWEEN) + 1 :])
+    return kept + "]", Position(last[sort], QuickUUID(last["id"]))
 
 
 def form_of(query: PageQuery) -> Form:
@@ -230,20 +247,40 @@ def _some(rows: Select[Any], count: ColumnElement[int]) -> Select[Any]:
 
 
 def _gathered(rows: Subquery, sort: str, limit: ColumnElement[int], total: Any) -> Select[Any]:
-    """The page in one row; `items` holds the row too many, if it is there: see `_cut`.
+    """The page in one row; `items` holds one row too many, if there is one: see `_cut`.
 
-    To number the rows, so as to leave that one out, takes PostgreSQL a tenth of the page.
+    To number the rows, so as to leave that one out, takes PostgreSQL a tenth of the page, and so would a running sum of
+    their sizes. So a page is measured as a whole, and only the beginning of one that is too large is sent: as many
+    characters as have `PAGE_BYTES` on average. See `_shortened`.
     """
-    items = func.string_agg(written(TaskRead, rows.c), literal_column("','", Text))
+    joined = func.string_agg(written(TaskRead, rows.c), literal_column("','", Text))
     there = func.count()
     last = func.least(there, limit)
+    page = (
+        select(
+            joined.label("joined"),
+            written_timestamp(func.array_agg(rows.c[sort])[last]).label("last_at"),
+            cast(func.array_agg(rows.c.id)[last], Text).label("last_id"),
+            (there > limit).label("has_more"),
+        )
+        .select_from(rows)
+        .subquery("page")
+        .c
+    )
+    most = literal_column(str(PAGE_BYTES), Integer)
+    size = func.octet_length(page.joined)
+    beginning = func.left(
+        page.joined, cast(cast(func.char_length(page.joined), BigInteger) * most // size, Integer)
+    )
+    items = case((size > most, beginning), else_=page.joined)
     return select(
         func.concat(literal_column("'['"), items, literal_column("']'"), type_=Text).label("items"),
-        written_timestamp(func.array_agg(rows.c[sort])[last]).label("last_at"),
-        cast(func.array_agg(rows.c.id)[last], Text).label("last_id"),
-        (there > limit).label("has_more"),
+        page.last_at,
+        page.last_id,
+        page.has_more,
         total.label("total"),
-    ).select_from(rows)
+        (size > most).label("too_large"),
+    )
 
 
 def _total(conditions: list[ColumnElement[bool]], form: Form) -> Any:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import httpx
 import pytest
 
@@ -429,3 +430,34 @@ async def prepared(person: Person, batch: dict[str, Any]) -> None:
     for operation in batch["operations"]:
         if operation["op"] != "create":
             await person.ask("PUT", f"{TASKS}/{UUID(operation['id'])}", json={"title": "there"})
+
+
+@pytest.mark.parametrize("fast_path", ["true", "false"])
+async def test_a_list_of_large_tasks_is_walked_in_pages_of_a_mebibyte(
+    make_app: MakeApp, serve: Serve, somebody: type[Person], database_url: str, fast_path: str
+) -> None:
+    async with serve(make_app(fast_path=fast_path)) as client:
+        person = somebody(client)
+        await person.create("first")
+        connection = await asyncpg.connect(database_url)
+        await connection.execute(
+            "INSERT INTO tasks (user_id, title, description)"
+            " SELECT $1, i::text, repeat('\U0001f600', 10000) FROM generate_series(1, 99) i",
+            person.id,
+        )
+        await connection.close()
+        query, titles, pages = "limit=200&count=exact", [], 0
+        while True:
+            answer = await person.ask("GET", f"/v1/tasks?{query}")
+            assert answer.status_code == 200
+            assert len(answer.content) < (1 << 20) + 300
+            page = answer.json()
+            titles += [task["title"] for task in page["items"]]
+            pages += 1
+            assert page["count"] == 100
+            assert ("next" in answer.links) == (page["next_cursor"] is not None)
+            if page["next_cursor"] is None:
+                break
+            query = f"limit=200&count=exact&cursor={page['next_cursor']}"
+        assert sorted(titles) == sorted(["first", *map(str, range(1, 100))])
+        assert pages == 4
