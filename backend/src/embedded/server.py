@@ -68,7 +68,8 @@ class EmbeddedPostgres:
     """One cluster in `directory` and one server, from `start` to `stop`.
 
     `options` are server settings (`{"fsync": "off"}`) given on the command line, so they last for one start.
-    `port` opens a TCP port on 127.0.0.1 beside the socket. May be started again after `stop`.
+    `port` opens a TCP port on 127.0.0.1 beside the socket. `location` is found by the directory if it is not given.
+    May be started again after `stop`.
     """
 
     def __init__(
@@ -78,12 +79,13 @@ class EmbeddedPostgres:
         binaries: Path | None = None,
         options: Mapping[str, str] | None = None,
         port: int | None = None,
+        location: Location | None = None,
     ) -> None:
         self.directory = Path(directory).absolute()
         self.options = dict(options or {})
         self.port = port
         self._binaries = binaries
-        self._location: Location | None = None
+        self._location = location
         self._lock: int | None = None
         self._passwords: dict[str, str] = {}
         self._process: processes.Popen | None = None
@@ -184,6 +186,10 @@ class EmbeddedPostgres:
 
     def _remove_leftovers(self) -> None:
         """What a killed owner left: a server without a parent-death signal, files, half a cluster."""
+        kept = list(self.location.home.glob("postgres.old-*"))
+        if len(kept) == 1 and not self.data_path.exists():
+            # An upgrade was killed between its two renames.
+            kept[0].rename(self.data_path)
         processes.end_all_in(self.data_path, _STOP_SECONDS)
         for path in self.location.socket_directory.glob(".s.PGSQL.*"):
             path.unlink()

@@ -98,6 +98,7 @@ def run(
     settings: Settings,
     *,
     embedded: bool,
+    embedded_port: int | None = None,
     reload: bool,
     workers: int,
     announce: Announce = log_ready,
@@ -113,7 +114,10 @@ def run(
             if embedded:
                 from ..embedded.server import EmbeddedPostgres
 
-                postgres = stack.enter_context(EmbeddedPostgres(settings.data_directory))
+                postgres = EmbeddedPostgres(settings.data_directory, port=embedded_port)
+                if embedded_port is not None:
+                    postgres.location.require_own_user()
+                stack.enter_context(postgres)
             if reload:
                 workers = 1
             listeners = sockets.bind(settings.host, settings.port, queues=workers)

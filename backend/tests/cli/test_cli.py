@@ -263,6 +263,20 @@ def test_a_private_database_is_not_started_beside_a_configured_one(
     assert "--embedded" in result.stderr
 
 
+def test_serve_embedded_port_without_a_private_database_is_a_usage_error(
+    installation: Installation, database_url: str
+) -> None:
+    result = installation.run("serve", "--embedded-port", "5433", url=database_url)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--embedded-port needs --embedded" in result.stderr
+
+
+def test_embedded_upgrade_without_data_says_so(installation: Installation, tmp_path: Path) -> None:
+    result = installation.run("embedded", "upgrade", DATA_DIRECTORY=str(tmp_path / "none"))
+    assert result.returncode == 1
+    assert "no embedded database" in result.stderr
+
+
 @pytest.mark.parametrize(
     "more", [{"ENVIRONMENT": "production"}, {"DATABASE_URI": "postgresql://ana:pw@db.example.com/x"}], ids=str
 )
