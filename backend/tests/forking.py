@@ -5,6 +5,8 @@ process, an environment, a working directory, streams and an exit code of its ow
 What this leaves out, the start itself, is claimed where commands are started anew: test_secrets does so with one of
 each group of commands.
 
+With `-c` first, it is the program that follows, as with Python's own `-c`.
+
 `Commands(backend, environment)` is the tests' side; run as a program, this file is the other.
 """
 
@@ -112,6 +114,9 @@ def command(request: dict[str, Any], descriptors: list[int]) -> int:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     sys.argv = ["src", *request["arguments"]]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[1:2] == ["-c"]:
+        exec(sys.argv[2], {"__name__": "__main__"})
+        return 0
     from src.cli.app import main as run
 
     return run()
