@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from src.api import bodies, problems
 from src.errors import Invalid, RequestError
 from src.models import TaskBatch, TaskCreate
@@ -159,7 +160,7 @@ MEMBERS = st.lists(TITLE | FIELD | st.tuples(TEXT, ANYTHING), min_size=1, max_si
         ANYTHING,
     )
 )
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=examples(2_000), deadline=None)
 def test_what_is_read_in_one_step_is_what_is_found_step_by_step(text: str) -> None:
     for shape, around in ((TaskCreate, text), (TaskBatch, _batch_of(f'{MAKING},"task":{text}}}'))):
         body, strict = around.encode(), bodies.Strict(shape, {})

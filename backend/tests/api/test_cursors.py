@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from examples import examples
 from src.api import pages
 from src.api.cursors import MAX_LENGTH, Cursors
 from src.errors import Invalid
@@ -121,7 +122,7 @@ PARAMETERS = st.sampled_from([*CURSORS, *FILTERS, *LONG])
 
 
 @given(st.lists(PARAMETERS, max_size=4).map("&".join))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 async def test_what_a_list_is_asked_for_is_read_alike_remembered_or_not(text: str) -> None:
     try:
         whole: object = pages._read(text)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from examples import examples
 from src.models import Task, TaskCreate, TaskRead, TaskUpdate, User, UserCreate, UserRead
 from src.models.base import WHITE_SPACE, Text
 from src.models.task import Description, Title
@@ -59,7 +60,7 @@ def test_text_that_postgresql_cannot_hold_is_refused(shape: Any, field: str) -> 
 
 
 @given(st.text(max_size=4) | st.text(st.sampled_from(f"{WHITE_SPACE}\0a"), max_size=4))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_a_text_is_taken_out_of_json_where_it_is_taken_out_of_python(text: str) -> None:
     for kind in (Title, Description, Text):
         adapter = TypeAdapter(kind)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from issuers import ALGORITHMS, Issuer, JwksServer, by_hand, encoded, hs256, private_key, public_jwk
 from src.config.settings import load_settings
 from src.errors import Unauthenticated
@@ -326,7 +327,9 @@ async def test_a_token_over_the_bound_is_not_even_taken_apart(
         await world.identity.principal("Bearer a.b.c")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     header=st.dictionaries(
         st.sampled_from(["alg", "kid", "typ", "jku", "x"]),

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from owning import create, exported, listed, owned, shown, somebody, update
 from postgres_server import PostgresServer
 from proxies import Proxy
@@ -218,7 +219,7 @@ WELL_OR_NOT = st.lists(
 )
 
 
-@settings(max_examples=3_000, deadline=None)
+@settings(max_examples=examples(3_000), deadline=None)
 @given(lines=WELL_OR_NOT)
 @example(lines=['{"title":"a"},{"title":"b"}'])
 @example(lines=['{"title":"a"},{"title":"b"}', '{"title":"c"', '"description":"d"}'])
