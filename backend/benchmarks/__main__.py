@@ -6,11 +6,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import growth, measuring, micro, overload
+from . import against, growth, measuring, micro, overload
 from .data import USERS
 from .servers import SERVERS
 
 USUAL = [slug for slug, server in SERVERS.items() if server.usual]
+
+COMMANDS = (
+    "run",
+    "quick",
+    "contract",
+    "profile",
+    "micro",
+    "growth",
+    "statements",
+    "sweep",
+    "overload",
+    "against",
+)
 
 
 def main() -> int:
@@ -19,7 +32,7 @@ def main() -> int:
         "what",
         nargs="?",
         default="run",
-        choices=["run", "quick", "contract", "profile", "micro", "growth", "statements", "sweep", "overload"],
+        choices=[*COMMANDS],
     )
     parser.add_argument("--servers", default=",".join(USUAL), help="which, with commas between them")
     parser.add_argument("--operations", default=None, help="which, with commas between them")
@@ -32,12 +45,16 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second at the fixed rate")
     parser.add_argument("--out", type=Path, default=None, help="the directory for the results")
     parser.add_argument("--instructions", action="store_true", help="micro: count them too, by valgrind")
+    parser.add_argument("--checkout", type=Path, default=None, help="against: the directory of the other one")
     asked = parser.parse_args()
     if asked.what == "micro":
         print(micro.main(instructions=asked.instructions))
         return 0
     if asked.what == "growth":
         print(growth.main(asked.rounds, asked.seconds))
+        return 0
+    if asked.what == "against":
+        print(against.main(asked))
         return 0
     if asked.what == "overload":
         print(overload.main(asked))
