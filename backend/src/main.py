@@ -6,7 +6,6 @@ Importing this module reads and starts nothing. `app` is created, from the envir
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -19,8 +18,8 @@ from .api.cors import Cors
 from .api.cursors import Cursors
 from .api.fast_path import FastPath
 from .api.transfers import IMPORTS_AT_ONCE, Slots
-from .config.logging import configure, get_logger
-from .config.settings import Settings, load_settings, migration_connection, require_database
+from .config.logging import configure_service, get_logger, log_refusal
+from .config.settings import Settings, load_settings, log_settings, migration_connection, require_database
 from .config.version import VERSION
 from .errors import ConfigurationError, DatabaseRefused
 from .services.accounts import Accounts
@@ -133,6 +132,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         larger=app.state.body_limits,
         cors=cors,
         fast_path=FastPath(app, [tasks.router, health.router]) if settings.fast_path else None,
+        log_client_address=settings.log_client_address,
     )
     return app
 
@@ -151,9 +151,9 @@ def _app_from_environment() -> FastAPI:
         settings = load_settings()
         require_database(settings)
     except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(error.exit_code) from None
-    configure(settings.log_level, settings.log_format)
+        configure_service(log_settings())
+        raise SystemExit(log_refusal(error)) from None
+    configure_service(settings)
     return create_app(settings)
 
 

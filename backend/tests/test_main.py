@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import re
 import signal
@@ -59,21 +60,21 @@ async def serving(
         *(sys.executable, "-m", "uvicorn", "src.main:app", "--port", "0"),
         cwd=BACKEND,
         env=environment(tmp_path, DATABASE_URL=url, LOG_FORMAT="json", **variables),
-        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
-    assert process.stderr is not None
+    assert process.stdout is not None
     lines: list[str] = []
     try:
         async with asyncio.timeout(120):
             while not (match := re.search(r"running on (http://[\d.:]+)", lines[-1] if lines else "")):
-                line = (await process.stderr.readline()).decode()
+                line = (await process.stdout.readline()).decode()
                 assert line, lines
                 lines.append(line)
         async with httpx.AsyncClient(base_url=match[1]) as client:
             yield client, lines
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(120):
-            lines += (await process.stderr.read()).decode().splitlines()
+            lines += (await process.stdout.read()).decode().splitlines()
             await process.wait()
     finally:
         if process.returncode is None:
@@ -95,9 +96,18 @@ def test_a_bad_configuration_names_every_fault_and_ends_with_3(tmp_path: Path) -
     url = f"postgresql://u:{quote(SECRET, safe='')}@h/d?sslmode=perhaps"
     done = serve_once(tmp_path, DATABASE_URL=url, DATABASE_POOL_SIZE="many", LOG_LEVEL="loud")
     assert done.returncode == 3
-    for variable in ("DATABASE_URL", "DATABASE_POOL_SIZE", "LOG_LEVEL"):
-        assert variable in done.stderr
-    assert "Traceback" not in done.stderr
+    [event] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (event["event"], event["severity"], event["logger"]) == (
+        "startup.refused",
+        "ERROR",
+        "groundwork.process",
+    )
+    assert [fault["variable"] for fault in event["faults"]] == [
+        "DATABASE_URL",
+        "DATABASE_POOL_SIZE",
+        "LOG_LEVEL",
+    ]
+    assert done.stderr == ""
     for form in FORMS:
         assert form not in done.stdout + done.stderr
 
@@ -115,11 +125,12 @@ def test_a_database_that_refuses_ends_the_start_with_3_and_a_sentence(
 ) -> None:
     done = serve_once(tmp_path, DATABASE_URL=refused_url, LOG_FORMAT="json")
     assert done.returncode == 3
-    said = [line for line in done.stderr.splitlines() if '"level":"error"' in line]
+    said = [line for line in done.stdout.splitlines() if '"level":"error"' in line]
     assert len(said) == 2, said
     assert "DATABASE_URL" in said[0]
     assert "Application startup failed" in said[1]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout
+    assert done.stderr == ""
     password = re.sub(r".*//[^:]*:([^@]*)@.*", r"\1", refused_url)
     for form in (*FORMS, password):
         assert form not in done.stdout + done.stderr
@@ -158,9 +169,9 @@ def test_a_weak_sslmode_asked_for_by_name_is_warned_about_at_the_start(tmp_path:
     # This server has no TLS, so the start is refused, after the warning.
     done = serve_once(tmp_path, DATABASE_URL=f"{database_url}?sslmode=require", LOG_FORMAT="json")
     assert done.returncode == 3
-    assert "configuration.weak" in done.stderr
-    assert "does not verify the server" in done.stderr
-    assert "refused to speak TLS" in done.stderr
+    assert "configuration.weak" in done.stdout
+    assert "does not verify the server" in done.stdout
+    assert "refused to speak TLS" in done.stdout
 
 
 # fastapi-cli
@@ -185,4 +196,4 @@ def test_the_entry_point_without_settings_ends_with_the_exit_code_of_the_configu
     words = ("fastapi", "run") if find_spec("fastapi_cli") else ("uvicorn", entry_point())
     ended = run(tmp_path, "-m", *words, "--port", "0", DATABASE_URL="nonsense")
     assert ended.returncode == 3
-    assert "DATABASE_URL" in ended.stderr
+    assert "DATABASE_URL" in ended.stdout

@@ -26,6 +26,7 @@ from . import examples
 from .bodies import Strict
 from .conditions import EXCHANGE, Condition, IdempotencyHeader, IfMatch, IfNoneMatch, Repeat, Tags
 from .headers import sent_as
+from .middleware import USER_ID
 from .pages import Asked, Asking, Listing
 from .transfers import Spooled
 
@@ -94,6 +95,7 @@ class _Bearer(SecurityBase):
             raise Unauthenticated("malformed")
         identity = request.scope["app"].state.identity or await _identity(request)
         principal: Principal = await identity.principal(sent[0] if sent else None)
+        request.scope["state"][USER_ID] = str(principal.user_id)
         return principal
 
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..config.logging import RequestLines, get_logger, request_id_bound
+from ..config.logging import RequestLog, get_logger, level_of_status, request_facts, request_id_bound
 from ..config.redaction import redact_text
 from ..errors import GroundworkError, InternalFault, OutcomeUnknown, RequestError, Unavailable
 from ..services.metrics import Metrics
@@ -34,6 +34,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
+USER_ID = "user_id"
+"""In the request's state once its user is known, as text, for the log."""
 WHOLE = "groundwork.whole"
 """An extension of ASGI (`scope["extensions"]`) and its message: `status`, `headers` and `body` of an answer at once."""
 # No answer is for guessing at, and no address of ours (it may name a task) is for the next site to know.
@@ -42,7 +44,7 @@ ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy",
 _QUOTING = ("asyncpg", "sqlalchemy", "pydantic", "pydantic_core", "fastapi")
 
 log = get_logger("groundwork.http")
-lines = RequestLines("groundwork.http")
+request_log = RequestLog("groundwork.http")
 
 
 _plain = Response.__call__
@@ -98,7 +100,8 @@ class _Outgoing:
 class RequestMiddleware:
     """`Metrics` counts what passes; `max_body_bytes` bounds what comes in, `larger` does so for the paths in it.
 
-    `fast_path` answers what it can before the application inside is asked.
+    `fast_path` answers what it can before the application inside is asked. `log_client_address` puts the address of
+    the client into the lines of its requests.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class RequestMiddleware:
         larger: Mapping[str, int] | None = None,
         cors: Cors | None = None,
         fast_path: FastPath | None = None,
+        log_client_address: bool = True,
     ) -> None:
         self.app = app
         self.metrics = metrics
@@ -116,6 +120,7 @@ class RequestMiddleware:
         self.larger = larger or {}
         self.cors = cors
         self.fast_path = fast_path
+        self.log_client_address = log_client_address
         # A random start and a counter: unique without asking the kernel for random bytes at every request.
         self._prefix = os.urandom(8).hex().encode()
         self._count = itertools.count(1)
@@ -205,39 +210,40 @@ class RequestMiddleware:
             status = outgoing.status or 500
             self.metrics.request(known, route, status, seconds)
             problem = state.get("problem")
+            duration_ms = round(seconds * 1000, 3)
+            client = scope.get("client") if self.log_client_address else None
+            address = None if client is None else client[0]
+            user_id = state.get(USER_ID)
             if problem is None and unexpected is None and route not in PROBES:
-                lines.say(text_id, known, route, status, round(seconds * 1000, 3), given=given)
+                request_log.write(
+                    text_id, known, route, status, duration_ms,
+                    client=address, user_id=user_id, suspect_id=given,
+                )  # fmt: skip
             else:
-                self._log(known, route, status, seconds, problem, unexpected)
+                facts = request_facts(known, route, status, duration_ms, address, user_id)
+                _log(facts, problem, unexpected)
             request_id_bound.reset(bound_before)
 
-    def _log(
-        self,
-        method: str,
-        route: str,
-        status: int,
-        seconds: float,
-        problem: RequestError | None,
-        unexpected: BaseException | None,
-    ) -> None:
-        facts: dict[str, Any] = {
-            "method": method,
-            "route": route,
-            "status": status,
-            "duration_ms": round(seconds * 1000, 3),
-        }
-        if problem is not None:
-            facts["problem"] = problem.slug
-            if reason := getattr(problem, "reason", None):
-                facts["reason"] = reason
-        if isinstance(unexpected, asyncio.CancelledError):
-            log.warning("request", **facts, cancelled=True)
-        elif unexpected is not None or isinstance(problem, InternalFault):
-            log.error("request", **facts, exception=traceback_of(unexpected or problem))
-        elif route in PROBES:
-            log.debug("request", **facts)
-        else:
-            log.info("request", **facts)
+
+def _log(facts: dict[str, Any], problem: RequestError | None, unexpected: BaseException | None) -> None:
+    level = level_of_status(facts["status"])
+    if problem is not None:
+        facts["problem"] = problem.slug
+        if reason := getattr(problem, "reason", None):
+            facts["reason"] = reason
+    if isinstance(unexpected, asyncio.CancelledError):
+        log.warning("request", **facts, cancelled=True)
+    elif unexpected is not None or isinstance(problem, InternalFault):
+        log.error("request", **facts, exception=traceback_of(unexpected or problem))
+    elif level == "error":
+        log.error("request", **facts)
+    elif facts["route"] in PROBES:
+        # Asked every second, and 503 is what they are for.
+        log.debug("request", **facts)
+    elif level == "warning":
+        log.warning("request", **facts)
+    else:
+        log.info("request", **facts)
 
 
 def route_of(scope: Scope) -> str:

@@ -132,10 +132,15 @@ def serve(
     port: int | None,
 ) -> int:
     """Serve HTTP until stopped by a signal."""
-    from ..config.settings import load_settings
+    from ..config.logging import configure_service, log_refusal
+    from ..config.settings import load_settings, log_settings
 
-    settings = load_settings(host=host, port=port, workers=workers)
-    start_embedded = _start_embedded(settings, embedded)
+    try:
+        settings = load_settings(host=host, port=port, workers=workers)
+        start_embedded = _start_embedded(settings, embedded)
+    except ConfigurationError as error:
+        configure_service(log_settings())
+        return log_refusal(error)
     if embedded_port is not None and not start_embedded:
         raise output.UsageError("--embedded-port needs --embedded, and no DATABASE_URL.")
     from ..server import supervisor

@@ -1,14 +1,13 @@
-"""One line an event: for people on a terminal, JSON for machines. Importing this changes nothing.
+"""Structured logging: one event is one line, JSON on standard output or text for people on standard error.
 
-Our own events are rendered and written directly; what libraries log through the standard library (uvicorn,
-alembic, asyncio, warnings) goes through the same steps. A request's id is bound by `request_id_bound` and so stands
-in every line. Values cannot break a line: control characters, line separators and terminal escapes are shown as
-escapes. The last belt: what looks like a credential is masked (`config.redaction`).
+structlog's processors render; a thread writes (`config.log_writer`), so no caller blocks on the sink. Records of the
+standard library's loggers (uvicorn, alembic, asyncio, warnings) take the same way. `request_id_bound` puts a request's
+id into each of its lines. Control characters, line separators and terminal escapes in values are escaped, and what
+looks like a credential is masked (`config.redaction`). Importing this module changes nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -18,336 +17,432 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal, TextIO, cast
+from typing import Any, ClassVar, Literal, Protocol, TextIO, cast
 from weakref import WeakSet
 
+from ..errors import ConfigurationError, GroundworkError
 from .loading import without
-from .redaction import is_suspect, redact
+from .log_writer import LogWriter
+from .redaction import is_suspect, redact, redact_text
+from .version import VERSION
 
-# Its pretty tracebacks would bring rich and pygments, a fifth of the supervisor's CPU: ours show no values.
+# structlog's pretty tracebacks would import rich and pygments, a fifth of the supervisor's CPU, and show values.
 with without("rich"):
     import structlog
-    from structlog.typing import EventDict, FilteringBoundLogger, Processor
+    from structlog.dev import ConsoleRenderer, KeyValueColumnFormatter
+    from structlog.processors import ExceptionRenderer, JSONRenderer, TimeStamper, add_log_level
+    from structlog.stdlib import add_logger_name
+    from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
 Format = Literal["auto", "console", "json"]
-Render = Callable[[MutableMapping[str, Any]], str]
+
+WORKER_NUMBER = "GROUNDWORK_WORKER"
+"""Environment variable: the number of a worker among those of its supervisor."""
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-# SQLAlchemy's INFO prints statements with their parameters; asyncio's DEBUG speaks of every selector; alembic tells of
-# each of its plugins when it is imported.
-_AT_LEAST = {
+# SQLAlchemy's INFO prints statements with their parameters, asyncio's DEBUG every selector, alembic's INFO its plugins.
+_LIBRARY_LEVELS = {
+    "uvicorn": logging.DEBUG,
+    "uvicorn.error": logging.DEBUG,
+    "uvicorn.asgi": logging.DEBUG,
     "asyncio": logging.INFO,
     "alembic": logging.INFO,
     "alembic.runtime.plugins": logging.WARNING,
     "sqlalchemy": logging.WARNING,
+    "py.warnings": logging.DEBUG,
 }
-_MAXIMUM_TRACEBACK = 20_000
-_MAXIMUM_VALUE = 20_000
-GATHER_SECONDS = 0.1
-# What a pipe takes in one piece (POSIX's PIPE_BUF on Linux): several workers write to one, and no line may end up in
-# another's.
-_WRITTEN_AS_ONE = 4096
+_MAX_TRACEBACK = 20_000
+_MAX_VALUE = 20_000
+_MAX_LINE = 64_000
 
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-_COLOURS = {
-    "debug": "\x1b[2m",
-    "info": "\x1b[32m",
-    "warning": "\x1b[33m",
-    "error": "\x1b[31m",
-    "critical": "\x1b[1;31m",
-}
-_PLAIN = "\x1b[0m"
+_PLAIN_ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 
 request_id_bound: ContextVar[str] = ContextVar("structlog_request_id")
-"""The id of the request that is worked on, for every line. structlog merges what is called so; its own way of binding
-one costs five times as much."""
+"""The id of the current request, part of every line. structlog merges variables with this prefix; its own function for
+binding one costs five times as much."""
 
 # Loggers live in modules and outlast a configuration; they all share these two, which `configure` changes in place.
-_steps: list[Processor] = []
+_processors: list[Processor] = []
 _loggers: WeakSet[Any] = WeakSet()
 
 
+class LogSettings(Protocol):
+    """The settings that `configure_service` uses."""
+
+    @property
+    def log_level(self) -> str: ...
+    @property
+    def log_format(self) -> Format: ...
+    @property
+    def environment(self) -> str: ...
+
+
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A module's logger: `log.info("pool-opened", size=4)`. It may be made before `configure` is called."""
+    """A module's logger: `log.info("pool.opened", size=4)`. It may be made before `configure` is called."""
     logger = structlog.get_logger(name)
     _loggers.add(logger)
     return cast(FilteringBoundLogger, logger)
 
 
 def configure(level: str = "info", format: Format = "auto", stream: TextIO | None = None) -> None:  # noqa: A002
-    """Send every event to `stream` (standard error), one line each. It may be called again; the last call counts."""
-    target = sys.stderr if stream is None else stream
-    terminal = _is_terminal(target)
+    """Start logging, or change level, format and stream.
+
+    Without `stream`, JSON goes to standard output and text for people to standard error; `auto` is text where standard
+    error is a terminal, else JSON.
+    """
+    terminal = _is_terminal(stream or sys.stderr)
+    console = format == "console" or (format == "auto" and terminal)
+    if stream is None:
+        stream = sys.stderr if console else sys.stdout
     threshold = _LEVELS[level.lower()]
-    _Writer.stream = target
-    render: Render = _json_line
-    if format == "console" or (format == "auto" and terminal):
-        render = _Console(colours=terminal and not os.environ.get("NO_COLOR"))
-    _steps[:] = [
-        structlog.contextvars.merge_contextvars,
-        _stamp,
-        _exception,
-        _Rendered(render),
-    ]
+    _Output.open(stream)
+    _Output.console = console
+    _Output.json_at_info = not console and threshold <= _LEVELS["info"]
+    _processors[:] = _console_processors(terminal) if console else _json_processors()
     structlog.configure(
-        processors=_steps,
+        processors=_processors,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         context_class=dict,
-        logger_factory=_Writer,
+        logger_factory=_Output,
         cache_logger_on_first_use=True,
     )
     for logger in _loggers:
-        logger.__dict__.pop("bind", None)  # what structlog cached was assembled for the former level
-    _Writer.json_at_info = render is _json_line and threshold <= _LEVELS["info"]
+        logger.__dict__.pop("bind", None)  # What structlog cached was made for the former level.
     _adopt_standard_library(threshold)
 
 
-class _Writer:
-    """Where lines go. A closed or broken stream loses the line, never the request that logged it."""
+def configure_service(settings: LogSettings) -> None:
+    """`configure` for a process of the service: JSON in production, and uncaught exceptions are events too."""
+    production = settings.log_format == "auto" and settings.environment == "production"
+    configure(settings.log_level, "json" if production else settings.log_format)
+    log = get_logger("groundwork.process")
 
-    stream: TextIO = sys.stderr
+    def thread_crashed(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_type is not SystemExit:
+            log.error("thread.crashed", exc_info=failed.exc_value)
+
+    sys.excepthook = lambda *error: log.critical("process.crashed", exc_info=error)
+    threading.excepthook = thread_crashed
+    sys.unraisablehook = lambda failed: log.error("exception.ignored", exc_info=failed.exc_value)
+
+
+def is_for_people() -> bool:
+    """Whether the configured log is text for people."""
+    return _Output.console
+
+
+def write_text(text: str) -> None:
+    """Write lines for people between those of the log, and like them without blocking on the sink."""
+    _Output.write(redact_text(text))
+
+
+def log_refusal(error: GroundworkError) -> int:
+    """Log why the service does not start: one event, or the message for people. Returns the exit code."""
+    if _Output.console and isinstance(error, ConfigurationError):
+        write_text(str(error))
+    else:
+        faults = error.faults if isinstance(error, ConfigurationError) else []
+        get_logger("groundwork.process").error(
+            "startup.refused",
+            reason=getattr(error, "reason", type(error).__name__),
+            detail=str(error),
+            **({"faults": [asdict(fault) for fault in faults]} if faults else {}),
+        )
+    return int(getattr(error, "exit_code", 1))
+
+
+class _Output:
+    """structlog's logger: hands finished lines to the writer. A stream that cannot be written to loses the line."""
+
+    console = False
     json_at_info = False
-    _lock = threading.RLock()
-    # Lines that are to go out together, and their characters, which are all ASCII.
-    gathers = False
-    _gathered: ClassVar[list[str]] = []
-    _size = 0
-    _due = False
+    # Fields of every JSON line: pid, number of the worker, version.
+    process: ClassVar[dict[str, Any]] = {}
+    _writer: LogWriter | None = None
+    _stream: TextIO | None = None
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
 
     def msg(self, line: str) -> None:
-        with self._lock:
-            self.flush()
-            self._write(line + "\n")
+        self.write(line)
 
     debug = info = warning = warn = error = err = critical = fatal = exception = failure = log = msg
 
     @classmethod
-    def gather(cls, line: str) -> None:
-        """Writes the line soon, with others; on the event loop."""
-        with cls._lock:
-            if cls._size + len(line) >= _WRITTEN_AS_ONE:
-                cls.flush()
-            cls._gathered.append(line)
-            cls._size += len(line) + 1
-            if not cls._due:
-                cls._due = True
-                asyncio.get_running_loop().call_later(GATHER_SECONDS, cls.flush, True)
+    def open(cls, stream: TextIO | None) -> None:
+        if cls._writer is not None:
+            cls._writer.close()
+        cls._writer, cls._stream = None, stream
+        # Streams without a descriptor (in memory, or closed) cannot block: they are written to directly.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            if stream is not None:
+                cls._writer = LogWriter(stream.fileno(), stream.encoding, _dropped_line)
 
     @classmethod
-    def flush(cls, due: bool = False) -> None:
-        """Also from other threads, which is why the loop's timer is left alone: it may find nothing."""
-        with cls._lock:
-            cls._due = cls._due and not due
-            if cls._gathered:
-                text = "\n".join([*cls._gathered, ""])
-                cls._gathered.clear()
-                cls._size = 0
-                cls._write(text)
-
-    @classmethod
-    def _write(cls, text: str) -> None:
-        stream = cls.stream
-        with contextlib.suppress(OSError, ValueError):
-            stream.write(text)
-            if not getattr(stream, "line_buffering", False):
-                stream.flush()
+    def write(cls, line: str, *, batched: bool = False) -> None:
+        if cls._writer is not None:
+            cls._writer.write(line, batched=batched)
+        elif cls._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                cls._stream.write(line + "\n")
 
 
-@contextlib.contextmanager
-def gathering() -> Iterator[None]:
-    """Around an event loop: the lines of ordinary requests go out together, a tenth of a second late at most.
+def flush() -> None:
+    """Wait until the lines logged so far are written, `log_writer.CLOSE_SECONDS` at most."""
+    if _Output._writer is not None:
+        _Output._writer.flush()
 
-    A write for each costs a request a tenth of its CPU. Whatever else is logged is written at once, and they before
-    it; a process that is killed takes the last of them along.
-    """
-    _Writer.gathers = True
+
+def _is_terminal(stream: TextIO | None) -> bool:
     try:
-        yield
-    finally:
-        _Writer.gathers = False
-        _Writer.flush(due=True)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    try:
-        return stream.isatty()
+        return stream is not None and stream.isatty()
     except (AttributeError, ValueError):
         return False
 
 
-class RequestLines:
-    """`log.info("request", ...)` of one logger for what nearly every request says, at a fifth of the cost.
+def _dropped_line(count: int) -> str:
+    """The event that reports lost lines."""
+    return _render(_Output(__name__), "warning", {"event": "log.dropped", "count": count})
 
-    Every answer writes this line, so it is put together here, where it is JSON. `say` writes the same bytes as the
-    logger would, with `request_id` the only fact that is bound, or leaves it to the logger. Methods and routes come
-    from small sets: each pair is encoded once.
+
+def _render(output: _Output, method: str, event: EventDict) -> str:
+    line: Any = event
+    for processor in _processors:
+        line = processor(output, method, line)
+    return cast(str, line)
+
+
+class RequestLog:
+    """The `request` event of one logger for ordinary requests, at a fifth of the cost.
+
+    `write` produces the same bytes as the logger, as long as `request_id` is the only bound variable; what it cannot
+    (text for people, a suspicious value, an error) it leaves to the logger. Methods and routes come from small sets:
+    each pair is encoded once.
     """
 
     def __init__(self, name: str) -> None:
         self._log = get_logger(name)
         self._name = name
-        self._writer = _Writer(name)
-        self._facts: dict[tuple[str, str], str] = {}
+        self._encoded: dict[tuple[str, str], str] = {}
+        self._process = _Output.process
         self._second, self._clock = 0, ""
 
-    def say(
-        self, request_id: str, method: str, route: str, status: int, duration_ms: float, *, given: bool = True
+    def write(
+        self,
+        request_id: str,
+        method: str,
+        route: str,
+        status: int,
+        duration_ms: float,
+        *,
+        client: str | None = None,
+        user_id: str | None = None,
+        suspect_id: bool = True,
     ) -> None:
-        """`request_id` is of characters that JSON holds as they are; a `given` one is not of our making."""
-        if not _Writer.json_at_info or (given and is_suspect(request_id)):
-            self._log.info("request", method=method, route=route, status=status, duration_ms=duration_ms)
+        """`request_id` holds only characters that JSON does not escape; `suspect_id` unless it was made here."""
+        if (
+            not _Output.json_at_info
+            or status >= 500
+            or (suspect_id and is_suspect(request_id))
+            or (client is not None and not _PLAIN_ADDRESS.fullmatch(client))
+        ):
+            facts = request_facts(method, route, status, duration_ms, client, user_id)
+            getattr(self._log, level_of_status(status))("request", **facts)
             return
         now = time.time()
         second = int(now)
         if second != self._second:
             self._clock = datetime.fromtimestamp(second, UTC).isoformat()[:19]
             self._second = second
-        facts = self._facts.get((method, route))
-        if facts is None:
-            facts = self._facts[method, route] = f'"method":{_encode(method)},"route":{_encode(route)}'
-        line = (
-            f'{{"timestamp":"{self._clock}.{int((now - second) * 1000):03d}Z","level":"info","event":"request",'
-            f'"logger":"{self._name}",{facts},"status":{status},"duration_ms":{duration_ms},"request_id":"{request_id}"}}'
+        if self._process is not _Output.process:
+            self._process = _Output.process
+            self._encoded.clear()
+        encoded = self._encoded.get((method, route))
+        if encoded is None:
+            facts = {
+                "event": "request",
+                "logger": self._name,
+                **self._process,
+                "method": method,
+                "route": route,
+            }
+            encoded = _encode({"level": "info", "severity": "INFO", **facts})[1:-1]
+            self._encoded[method, route] = encoded
+        optional = "" if client is None else f',"client":"{client}"'
+        if user_id is not None:
+            optional += f',"user_id":"{user_id}"'
+        _Output.write(
+            f'{{"timestamp":"{self._clock}.{int((now - second) * 1000000):06d}Z",{encoded},"status":{status},'
+            f'"duration_ms":{duration_ms}{optional},"request_id":"{request_id}"}}',
+            batched=True,
         )
-        if _Writer.gathers:
-            _Writer.gather(line)
-        else:
-            self._writer.msg(line)
 
 
-# --- the steps of an event -----------------------------------------------------------------------------------
+def request_facts(
+    method: str, route: str, status: int, duration_ms: float, client: str | None, user_id: str | None
+) -> dict[str, Any]:
+    """The fields of a `request` event, in their order."""
+    facts: dict[str, Any] = {"method": method, "route": route, "status": status, "duration_ms": duration_ms}
+    if client is not None:
+        facts["client"] = client
+    if user_id is not None:
+        facts["user_id"] = user_id
+    return facts
 
 
-def _stamp(logger: Any, method: str, event: EventDict) -> EventDict:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
-    stamped: dict[str, Any] = {"timestamp": now, "level": "error" if method == "exception" else method}
-    stamped["event"] = event.pop("event", "")
-    if logger.name is not None:
-        stamped["logger"] = logger.name
-    stamped.update(event)
-    return stamped
+def level_of_status(status: int) -> str:
+    """The level of a request's line: 503 and 504 tell of a dependency or of load, other 5xx of a defect."""
+    if status < 500:
+        return "info"
+    return "warning" if status in (503, 504) else "error"
 
 
-def _exception(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """`exc_info` becomes one text: the traceback with source lines and without the values of variables."""
-    given = event.pop("exc_info", None)
-    if given is None or given is False:
-        return event
-    if isinstance(given, tuple):
-        given = given[1]
-    error = given if isinstance(given, BaseException) else sys.exc_info()[1]
-    if error is not None:
-        text = "".join(traceback.format_exception(error)).rstrip()
-        if len(text) > _MAXIMUM_TRACEBACK:
-            half = _MAXIMUM_TRACEBACK // 2
-            text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
-        event["exception"] = text
-    return event
+# --- processors ----------------------------------------------------------------------------------------------
 
 
-class _Rendered:
-    """The last step: text. Credentials are looked for in the finished line, because nearly every line has none."""
+def _json_processors() -> list[Processor]:
+    number = os.environ.get(WORKER_NUMBER, "")
+    worker = {"worker": int(number)} if number.isdecimal() else {}
+    _Output.process = {"pid": os.getpid(), **worker, "version": VERSION}
+    return [
+        structlog.contextvars.merge_contextvars,
+        TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
+        add_log_level,
+        add_logger_name,
+        ExceptionRenderer(_format_exception),
+        _arrange,
+        _Redacting(JSONRenderer(serializer=_to_json)),
+    ]
 
-    def __init__(self, render: Render) -> None:
+
+def _console_processors(terminal: bool) -> list[Processor]:
+    renderer = ConsoleRenderer(
+        colors=terminal and not os.environ.get("NO_COLOR"), sort_keys=False, pad_event_to=0
+    )
+    for column in renderer.columns:
+        if isinstance(column.formatter, KeyValueColumnFormatter):
+            column.formatter.value_repr = _escape if column.key else _quote
+    return [
+        structlog.contextvars.merge_contextvars,
+        TimeStamper(fmt="%H:%M:%S", utc=True),
+        add_log_level,
+        add_logger_name,
+        ExceptionRenderer(_format_exception),
+        _Redacting(lambda logger, method, event: renderer(logger, method, _printable(event))),
+    ]
+
+
+def _arrange(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """The fields of every line in their order, with Google's name for the level (`severity`) and the process."""
+    level = event.pop("level")
+    return {
+        "timestamp": event.pop("timestamp"),
+        "level": level,
+        "severity": level.upper(),
+        "event": event.pop("event", ""),
+        "logger": event.pop("logger"),
+        **_Output.process,
+        **event,
+    }
+
+
+def _format_exception(exc_info: ExcInfo) -> str:
+    """The traceback with source lines and without the values of variables."""
+    text = "".join(traceback.format_exception(exc_info[1])).rstrip()
+    if len(text) > _MAX_TRACEBACK:
+        half = _MAX_TRACEBACK // 2
+        text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    return text
+
+
+class _Redacting:
+    """The last processor: renders. Credentials are looked for in the finished line, because hardly any has one."""
+
+    def __init__(self, render: Callable[[Any, str, EventDict], str | bytes]) -> None:
         self._render = render
 
-    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-        line = self._render(event)
-        return self._render(redact(event)) if is_suspect(line) else line
+    def __call__(self, logger: Any, method: str, event: EventDict) -> str:
+        line = cast(str, self._render(logger, method, dict(event)))
+        return cast(str, self._render(logger, method, redact(event))) if is_suspect(line) else line
 
 
-def _json_line(event: MutableMapping[str, Any]) -> str:
+def _to_json(event: MutableMapping[str, Any], **_: Any) -> str:
     try:
         line = _encode(event)
     except (TypeError, ValueError, RecursionError):
-        # NaN, a circular value or an odd key: the facts as text are better than no line.
-        line = _encode(
-            {
-                _shown(key): value if isinstance(value, int | None) else _shown(value)
-                for key, value in event.items()
-            }
-        )
+        # NaN, a circular value or an odd key: the fields as text are better than no line.
+        line = _as_texts(event)
+    if len(line) > _MAX_LINE:
+        line = _as_texts(event)
     return line.replace("\x7f", "\\u007f")
 
 
-def _shown(value: object) -> str:
+def _as_texts(event: MutableMapping[str, Any]) -> str:
+    return _encode(
+        {_text(key): value if isinstance(value, int | None) else _text(value) for key, value in event.items()}
+    )
+
+
+def _text(value: object) -> str:
     try:
         text = value if isinstance(value, str) else str(value)
     except Exception:  # a value's own __str__ may do anything
         text = f"<{type(value).__name__} without text>"
-    return text if len(text) <= _MAXIMUM_VALUE else f"{text[:_MAXIMUM_VALUE]}... ({len(text)} characters)"
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}... ({len(text)} characters)"
 
 
-# ASCII only: whatever encoding the stream has, and no separator that a reader may take for a new line.
-_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=_shown).encode
+# ASCII only: no character that a reader may take for a new line, in any encoding of the stream.
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=_text).encode
 
 
-class _Console:
-    """`20:15:42 warning  pool-exhausted  waiting=3 request_id=...`, and a traceback indented beneath."""
-
-    def __init__(self, *, colours: bool) -> None:
-        self._colours = colours
-
-    def __call__(self, event: MutableMapping[str, Any]) -> str:
-        facts = dict(event)
-        time = str(facts.pop("timestamp", ""))[11:19]
-        level = str(facts.pop("level", ""))
-        exception = facts.pop("exception", None)
-        name = _escaped(_shown(facts.pop("event", "")))
-        logger = facts.pop("logger", None)
-        label = f"{level:<8}"
-        if self._colours:
-            label = f"{_COLOURS.get(level, '')}{label}{_PLAIN}"
-        words = [f"{_escaped(_shown(key))}={_quoted(_shown(value))}" for key, value in facts.items()]
-        if logger is not None:
-            words.append(f"[{_escaped(_shown(logger))}]")
-        line = "  ".join(part for part in (f"{time} {label}{name}", " ".join(words)) if part)
-        if exception is not None:
-            # The bar keeps a line forged inside an exception's message from passing for an event.
-            line += "".join(f"\n    | {_escaped(part)}" for part in re.split(r"\r?\n", _shown(exception)))
-        return line
+def _printable(event: MutableMapping[str, Any]) -> EventDict:
+    """The event with keys that cannot break a line; the lines of a traceback are marked, so that none looks like an
+    event. Values are escaped by the renderer's columns."""
+    shown: dict[str, Any] = {_escape(key): value for key, value in event.items()}
+    for key in ("exception", "stack"):
+        if key in shown:
+            lines = re.split(r"\r?\n", _text(shown[key]))
+            shown[key] = "\n".join(f"    | {_escape(line)}" for line in lines)
+    return shown
 
 
-def _escaped(text: str) -> str:
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+def _escape(value: object) -> str:
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), _text(value))
 
 
-def _quoted(text: str) -> str:
-    shown = _escaped(text)
+def _quote(value: object) -> str:
+    shown = _escape(value)
     if shown and not re.search(r"[\s\"=]", shown):
         return shown
     return '"' + shown.replace('"', '\\"') + '"'
 
 
-# --- the standard library's loggers ------------------------------------------------------------------------------
+# --- the standard library's loggers --------------------------------------------------------------------------
 
 
-class _Adopted(logging.Handler):
-    """A record of a library takes the same steps as an event of ours."""
+class _StandardLibraryHandler(logging.Handler):
+    """Renders a library's records as events. Unlike structlog's formatter it keeps a record with unfit arguments."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
         except Exception:  # arguments that do not fit the message
-            text = _shown(record.msg)
-        writer = _Writer(record.name)
+            text = _text(record.msg)
         level = next((name for name, number in _LEVELS.items() if number >= record.levelno), "critical")
-        line: Any = {"event": text, "exc_info": record.exc_info}
+        output = _Output(record.name)
         with contextlib.suppress(Exception):
-            for step in _steps:
-                line = step(writer, level, line)
-            writer.msg(line)
+            output.msg(_render(output, level, {"event": text, "exc_info": record.exc_info}))
 
 
-def _says_something(record: logging.LogRecord) -> bool:
+def _is_no_greeting(record: logging.LogRecord) -> bool:
     """Alembic opens every run with its dialect and its mode, whether there is anything to migrate or not."""
     return not str(record.msg).startswith(("Context impl ", "Will assume "))
 
@@ -355,26 +450,17 @@ def _says_something(record: logging.LogRecord) -> bool:
 def _adopt_standard_library(threshold: int) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
-        if isinstance(handler, _Adopted) or type(handler) is logging.StreamHandler:
+        if isinstance(handler, _StandardLibraryHandler) or type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
-    root.addHandler(_Adopted())
+    root.addHandler(_StandardLibraryHandler())
     root.setLevel(threshold)
-    for name in (
-        "uvicorn",
-        "uvicorn.error",
-        "uvicorn.asgi",
-        "alembic",
-        "alembic.runtime.plugins",
-        "sqlalchemy",
-        "asyncio",
-        "py.warnings",
-    ):
+    for name, least in _LIBRARY_LEVELS.items():
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(max(threshold, _AT_LEAST.get(name, 0)))
-    logging.getLogger("alembic.runtime.migration").addFilter(_says_something)
-    # uvicorn's access log prints query strings, and tokens in them; a request has its own line from our middleware.
+        logger.setLevel(max(threshold, least))
+    logging.getLogger("alembic.runtime.migration").addFilter(_is_no_greeting)
+    # uvicorn's access log prints query strings, and tokens in them; the middleware logs requests.
     access = logging.getLogger("uvicorn.access")
     access.handlers.clear()
     access.propagate = False

@@ -115,6 +115,23 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
+class LogStart(LogSettings):
+    """What the log needs to start."""
+
+    environment: str = ServerSettings.model_fields["environment"].default
+
+
+def log_settings() -> LogStart:
+    """The settings of the log alone, with defaults in place of what is invalid: refused settings are logged too."""
+    found = read_sources({}, ENV_FILE, Settings.model_fields).values
+    given = {name: found[name] for name in LogStart.model_fields if name in found}
+    try:
+        return LogStart(**given)
+    except ValidationError as error:
+        invalid = {detail["loc"][0] for detail in error.errors(include_url=False, include_input=False)}
+    return LogStart(**{name: value for name, value in given.items() if name not in invalid})
+
+
 def require_database(settings: Settings) -> ConnectionSettings:
     """The database to use. Raises `ConfigurationError` without one, with a hint at a misspelt name."""
     if settings.database_url is None:

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from ..config.logging import configure, get_logger
-from ..config.redaction import redact_text
+from ..config.logging import WORKER_NUMBER, configure_service, get_logger, log_refusal
 from ..config.settings import Settings, as_environment, require_database
 from ..embedded.lifetime import die_with_parent
 from ..errors import ConfigurationError, GroundworkError
@@ -105,7 +104,7 @@ def run(
     worker_command: Sequence[str] = WORKER_COMMAND,
 ) -> int:
     """Serve until a signal stops it. Returns the exit code: 0 stopped, 1 failed, 3 configuration or credentials."""
-    configure(settings.log_level, settings.log_format)
+    configure_service(settings)
     with contextlib.ExitStack() as stack:
         wakeup = stack.enter_context(signals_as_bytes())
         sockets.raise_descriptor_limit()
@@ -123,8 +122,7 @@ def run(
             listeners = sockets.bind(settings.host, settings.port, queues=workers)
             admin = sockets.bind_admin(settings.admin_host, settings.admin_port)
         except GroundworkError as error:
-            print(redact_text(str(error)), file=sys.stderr)
-            return int(getattr(error, "exit_code", 1))
+            return log_refusal(error)
         supervisor = _Supervisor(
             settings, postgres, listeners, admin, announce, worker_command, wakeup, watch=reload
         )
@@ -255,7 +253,7 @@ class _Supervisor:
             process = subprocess.Popen(  # noqa: S603 - a constant, or a test's own
                 self._command,
                 env={**self._environment(), CONTROL_FD: _numbers([worker_end]), LISTENER_FDS: _numbers(queues),
-                     ADMIN_LISTENER_FDS: _numbers(self._admin)},
+                     ADMIN_LISTENER_FDS: _numbers(self._admin), WORKER_NUMBER: str(number)},
                 pass_fds=[worker_end.fileno(), *(queue.fileno() for queue in [*queues, *self._admin])],
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C goes to the terminal's whole foreground group. Workers hear of it from us, once.

@@ -22,9 +22,9 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Message
 
-from ..config.logging import configure, gathering, get_logger
-from ..config.settings import Settings, load_settings
-from ..errors import ConfigurationError, GroundworkError
+from ..config.logging import configure_service, get_logger, log_refusal
+from ..config.settings import Settings, load_settings, log_settings
+from ..errors import GroundworkError
 from .app_protocol import AppProtocol
 from .control import (
     ADMIN_LISTENER_FDS,
@@ -374,21 +374,17 @@ def main(create_app: Callable[[Settings], Any], settings: Settings | None = None
     listeners, admin, [control] = map(_inherited, (LISTENER_FDS, ADMIN_LISTENER_FDS, CONTROL_FD))
     try:
         settings = settings or load_settings()
-        configure(settings.log_level, settings.log_format)
+        configure_service(settings)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         app = create_app(settings)
-        with gathering(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Worker(app, _make_config(app, settings), listeners, admin, control, settings).serve())
     except StartCancelled:
         return 0
-    except ConfigurationError as error:
-        print(error.message(), file=sys.stderr)
-        return error.exit_code
     except GroundworkError as error:
-        log.error(  # noqa: TRY400 - its message says all
-            "startup.refused", reason=getattr(error, "reason", type(error).__name__), detail=str(error)
-        )
-        return int(getattr(error, "exit_code", 1))
+        if settings is None:
+            configure_service(log_settings())
+        return log_refusal(error)
     except Exception:
         log.exception("worker.failed")
         return 1

@@ -31,6 +31,8 @@ from prometheus_client import values as prometheus_values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from ..config.log_writer import dropped_lines
+
 if TYPE_CHECKING:
     from .vitality import Observation
 
@@ -135,6 +137,12 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self._log_dropped = Counter(
+            "groundwork_log_lines_dropped_total",
+            "Log lines that were lost because their sink blocked or refused them.",
+            registry=registry,
+        )
+        self._log_dropped_counted = 0
         self._lag_seconds = Histogram(
             "groundwork_event_loop_lag_seconds",
             "Seconds by which the event loop woke late, sampled twice a second.",
@@ -241,8 +249,14 @@ class Metrics:
         age = observation.evidence_age_seconds
         self._evidence_age.set(time.monotonic() - self._created if age is None else age)
 
+    def _count_dropped_log_lines(self) -> None:
+        dropped = dropped_lines()
+        self._log_dropped.inc(dropped - self._log_dropped_counted)
+        self._log_dropped_counted = dropped
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition text and its content type, in the dialect that the scraper's Accept asks for."""
+        self._count_dropped_log_lines()
         # The library parses versions that a client made up, and fails on some; which dialect is all we let it say.
         offered = {part.partition(";")[0].strip() for part in accept.split(",")}
         encode, content_type = choose_encoder(_OPEN_METRICS if _OPEN_METRICS in offered else "")
@@ -263,4 +277,5 @@ class Metrics:
             self._lag_at = datetime.now(UTC)
             self._lag_seconds.observe(late)
             if self.multiprocess:
+                self._count_dropped_log_lines()
                 self.observe(observe())

@@ -54,8 +54,8 @@ def test_serve_serves_and_verify_finds_the_service(installation: Installation, d
         text=True,
     )
     try:
-        assert process.stderr is not None
-        events = (json.loads(line) for line in process.stderr)
+        assert process.stdout is not None
+        events = (json.loads(line) for line in process.stdout)
         place = next(event["service"] for event in events if event["event"] == "service.ready")
 
         def service_is_well() -> bool:
@@ -250,8 +250,8 @@ def test_without_a_database_the_way_to_one_is_shown(
 ) -> None:
     result = installation.run(*COMMANDS[command], DATA_DIRECTORY=str(tmp_path / "none"))
     assert result.returncode == 3
-    assert "DATABASE_URL" in result.stderr
-    assert "make run" in result.stderr
+    assert "DATABASE_URL" in result.stdout + result.stderr
+    assert "make run" in result.stdout + result.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -260,7 +260,7 @@ def test_a_private_database_is_not_started_beside_a_configured_one(
 ) -> None:
     result = installation.run("serve", "--embedded", url=database_url)
     assert result.returncode == 3
-    assert "--embedded" in result.stderr
+    assert "--embedded" in result.stdout + result.stderr
 
 
 def test_serve_embedded_port_without_a_private_database_is_a_usage_error(
@@ -285,7 +285,7 @@ def test_serve_embedded_auto_where_a_database_was_meant_ends_with_3(
 ) -> None:
     result = installation.run("serve", "--embedded=auto", DATA_DIRECTORY=str(tmp_path / "none"), **more)
     assert result.returncode == 3
-    assert "DATABASE_URL" in result.stderr
+    assert "DATABASE_URL" in result.stdout + result.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -311,7 +311,7 @@ def test_serve_embedded_auto_with_a_database_starts_no_other(
     finally:
         env_file.unlink(missing_ok=True)
     assert result.returncode == 3
-    assert "sslmode" in result.stderr
+    assert "sslmode" in result.stdout
     assert not (tmp_path / "none").exists()
 
 

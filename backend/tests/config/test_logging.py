@@ -1,4 +1,4 @@
-"""One event is one line, whatever is in it and whoever logged it."""
+"""One event is one line, whatever is in it and whichever library logged it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import structlog
 from src.config import logging as ours
 from src.config.logging import configure, get_logger
 from src.config.redaction import is_suspect, redact, redact_text
+from src.config.version import VERSION
 
 log = get_logger("tests.logging")
 
@@ -30,13 +32,13 @@ NASTY = (
 def restored() -> Iterator[None]:
     """The standard library's and structlog's configuration are one for the process."""
     root = logging.getLogger()
-    handlers, level, steps = list(root.handlers), root.level, list(ours._steps)
+    handlers, level, processors = list(root.handlers), root.level, list(ours._processors)
     yield
     logging.captureWarnings(False)
     structlog.contextvars.clear_contextvars()
     structlog.reset_defaults()
-    ours._steps[:] = steps
-    ours._Writer.json_at_info = False
+    ours._processors[:] = processors
+    ours._Output.json_at_info = False
     for handler in list(root.handlers):
         root.removeHandler(handler)
     for handler in handlers:
@@ -48,100 +50,85 @@ def events(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
+def without_time(line: str) -> str:
+    return re.sub(r"\d\d:\d\d:\d\d(\.\d{6}Z)?", "T", line)
+
+
 def test_an_event_is_one_line_of_json_with_its_facts_and_the_request_id() -> None:
     stream = io.StringIO()
     configure("info", "json", stream)
     structlog.contextvars.bind_contextvars(request_id="r-1")
-    log.info("pool-opened", size=4, ratio=0.5, ok=True, nothing=None, names=["a"])
+    log.info("pool.opened", size=4, ratio=0.5, ok=True, nothing=None, names=["a"])
     [event] = events(stream)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("timestamp"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event.pop("timestamp"))
     assert event == {
-        "level": "info", "event": "pool-opened", "logger": "tests.logging", "size": 4, "ratio": 0.5, "ok": True,
-        "nothing": None, "names": ["a"], "request_id": "r-1",
+        "level": "info", "severity": "INFO", "event": "pool.opened", "logger": "tests.logging", "pid": os.getpid(),
+        "version": VERSION, "size": 4, "ratio": 0.5, "ok": True, "nothing": None, "names": ["a"], "request_id": "r-1",
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
+def test_severity_is_the_level_in_the_words_of_googles_collectors(level: str) -> None:
+    stream = io.StringIO()
+    configure("debug", "json", stream)
+    getattr(log, level)("pool.opened")
+    logging.getLogger("library").log(getattr(logging, level.upper()), "opened")
+    assert [(event["level"], event["severity"]) for event in events(stream)] == [(level, level.upper())] * 2
+
+
+def test_a_worker_logs_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setenv("GROUNDWORK_WORKER", "3")
+    configure("info", "json", stream)
+    log.info("pool.opened")
+    ours.RequestLog("tests.logging").write("r-1", "GET", "/v1/tasks", 200, 1.0)
+    assert [event["worker"] for event in events(stream)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("client", "user_id"),
+    [
+        (None, None),
+        ("2001:db8::1", None),
+        ("192.0.2.1", "01a204f3-ab21-72c9-b90e-cf69b28b5f0d"),
+        (NASTY, None),
+    ],
+)
 @pytest.mark.parametrize("duration_ms", [0.0, 0.001, 12.345, 60000.0])
 @pytest.mark.parametrize("request_id", ["r-1", "a:b/c=d+e._f", "password=hunter2", "9" * 128])
 @pytest.mark.parametrize("format_", ["json", "console"])
-def test_the_line_of_a_request_is_the_line_that_the_logger_would_write(
-    format_: Any, request_id: str, duration_ms: float
+def test_request_log_writes_the_line_that_the_logger_would_write(
+    format_: Any, request_id: str, duration_ms: float, client: str | None, user_id: str | None
 ) -> None:
     stream = io.StringIO()
     configure("info", format_, stream)
     structlog.contextvars.bind_contextvars(request_id=request_id)
     facts: dict[str, Any] = {"method": "GET", "route": "/v1/tasks/{task_id}", "status": 200}
-    get_logger("tests.logging").info("request", **facts, duration_ms=duration_ms)
-    ours.RequestLines("tests.logging").say(request_id, *facts.values(), duration_ms)
-    before, after = (
-        re.sub(r"\d\d:\d\d:\d\d(\.\d{3}Z)?", "T", line) for line in stream.getvalue().splitlines()
-    )
+    more = {"client": client, "user_id": user_id}
+    given = {name: value for name, value in more.items() if value is not None}
+    get_logger("tests.logging").info("request", **facts, duration_ms=duration_ms, **given)
+    ours.RequestLog("tests.logging").write(request_id, *facts.values(), duration_ms, **more)
+    before, after = map(without_time, stream.getvalue().splitlines())
     assert before == after
     assert "hunter2" not in before
+
+
+@pytest.mark.parametrize(
+    ("status", "level"),
+    [(200, "info"), (429, "info"), (500, "error"), (502, "error"), (503, "warning"), (504, "warning")],
+)
+def test_request_log_takes_the_level_from_the_status(status: int, level: str) -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream)
+    ours.RequestLog("tests.logging").write("r-1", "GET", "/v1/tasks", status, 1.0)
+    assert [event["level"] for event in events(stream)] == [level]
 
 
 def test_the_line_of_a_request_is_not_written_above_its_level() -> None:
     stream = io.StringIO()
     configure("warning", "json", stream)
-    ours.RequestLines("tests.logging").say("r-1", "GET", "/v1/tasks", 200, 1.0)
+    ours.RequestLog("tests.logging").write("r-1", "GET", "/v1/tasks", 200, 1.0)
     assert stream.getvalue() == ""
-
-
-class Pieces(io.StringIO):
-    """What was written, and in which pieces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
-
-    def write(self, text: str) -> int:
-        self.pieces.append(text)
-        return super().write(text)
-
-
-async def test_lines_of_requests_go_out_together_soon_and_whole() -> None:
-    stream = Pieces()
-    configure("info", "json", stream)
-    lines = ours.RequestLines("tests.logging")
-    with ours.gathering():
-        for number in range(100):
-            lines.say(f"r-{number}", "GET", "/v1/tasks", 200, 1.0)
-        written = len(stream.pieces)
-        assert 0 < written < 10
-        async with asyncio.timeout(60):
-            while len(stream.pieces) == written:
-                await asyncio.sleep(ours.GATHER_SECONDS / 4)
-    assert [event["request_id"] for event in events(stream)] == [f"r-{number}" for number in range(100)]
-    # More than a pipe takes as one would let other workers' lines in between.
-    assert all(piece.endswith("\n") and len(piece) <= 4096 for piece in stream.pieces)
-
-
-async def test_a_line_of_any_other_kind_is_written_at_once_and_those_before_it_before_it() -> None:
-    stream = io.StringIO()
-    configure("info", "json", stream)
-    with ours.gathering():
-        ours.RequestLines("tests.logging").say("r-1", "GET", "/v1/tasks", 200, 1.0)
-        assert stream.getvalue() == ""
-        await asyncio.to_thread(log.warning, "from-a-thread")
-        assert [event["event"] for event in events(stream)] == ["request", "from-a-thread"]
-
-
-async def test_the_last_lines_of_requests_are_written_when_the_loop_ends() -> None:
-    stream = io.StringIO()
-    configure("info", "json", stream)
-    lines = ours.RequestLines("tests.logging")
-    with pytest.raises(KeyError), ours.gathering():
-        lines.say("r-1", "GET", "/v1/tasks", 200, 1.0)
-        raise KeyError
-    assert len(events(stream)) == 1
-    lines.say("r-2", "GET", "/v1/tasks", 200, 1.0)
-    assert len(events(stream)) == 2
-    # Again, as if nothing had been: a timer of the loop before is not waited for.
-    with ours.gathering():
-        lines.say("r-3", "GET", "/v1/tasks", 200, 1.0)
-        async with asyncio.timeout(60):
-            while len(events(stream)) < 3:
-                await asyncio.sleep(ours.GATHER_SECONDS / 4)
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
@@ -205,7 +192,7 @@ def test_a_value_whose_text_fails_does_not_stop_the_one_who_logs() -> None:
     configure("info", "json", stream)
     root = logging.getLogger()
     root.handlers[:] = [
-        handler for handler in root.handlers if isinstance(handler, ours._Adopted)
+        handler for handler in root.handlers if isinstance(handler, ours._StandardLibraryHandler)
     ]  # pytest's raise
     log.info("broken", value=Broken(), token=Broken())
     logging.getLogger("x").info("%s", Broken())
@@ -316,11 +303,14 @@ def test_the_level_counts_and_a_second_configuration_replaces_the_first() -> Non
     log.debug("heard-later")
     logging.getLogger("x").debug("and-there")
     assert [event["event"] for event in events(first)] == ["heard"]
-    assert [re.split(r" +", line)[2] for line in second.getvalue().splitlines()] == [
+    assert [re.split(r" +", line)[3] for line in second.getvalue().splitlines()] == [
         "heard-later",
         "and-there",
     ]
-    assert sum(isinstance(handler, ours._Adopted) for handler in logging.getLogger().handlers) == 1
+    assert (
+        sum(isinstance(handler, ours._StandardLibraryHandler) for handler in logging.getLogger().handlers)
+        == 1
+    )
 
 
 def test_auto_is_json_unless_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +330,7 @@ def test_auto_is_json_unless_somebody_watches(monkeypatch: pytest.MonkeyPatch) -
     assert events(pipe)[0]["event"] == "event"
     assert "\x1b[32m" in terminal.getvalue()
     assert "\x1b" not in plain.getvalue()
-    assert re.match(r"\d\d:\d\d:\d\d info +event", plain.getvalue())
+    assert re.match(r"\d\d:\d\d:\d\d \[info +\] event", plain.getvalue())
 
 
 MASKED = [

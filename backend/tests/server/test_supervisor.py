@@ -85,13 +85,16 @@ def test_a_refused_database_ends_everything_with_3_and_one_line(service: Make) -
     one = service(workers=2, environment={"TEST_START": "refused"}).start()
     assert one.ended() == 3
     assert len(one.log.splitlines()) == 1
-    assert one.events("startup.refused")[0]["reason"] == "authentication-failed"
+    [event] = one.events("startup.refused")
+    assert (event["reason"], event["worker"]) == ("authentication-failed", 0)
 
 
 def test_a_bad_configuration_ends_everything_with_3_and_is_told_once(service: Make) -> None:
     one = service(workers=2, environment={"TEST_START": "configuration"}).start()
     assert one.ended() == 3
-    assert one.log.count("DATABASE_URL: is not set.") == 1
+    [event] = map(json.loads, one.log.splitlines())
+    fault = {"variable": "DATABASE_URL", "problem": "is not set.", "remedy": "Set it."}
+    assert (event["event"], event["faults"], event["severity"]) == ("startup.refused", [fault], "ERROR")
 
 
 def test_exit_code_3_of_an_application_passes_through(service: Make) -> None:
@@ -118,10 +121,11 @@ def test_a_taken_port_is_said_in_one_line_and_ends_with_1(service: Make) -> None
     for workers in (1, 2):
         second = service(port=first.address[1], workers=workers).start()
         assert second.ended() == 1
-        assert second.log.startswith(
+        [event] = map(json.loads, second.log.splitlines())
+        assert event["event"] == "startup.refused"
+        assert event["detail"].startswith(
             f"Cannot listen on 127.0.0.1:{first.address[1]} (HOST, PORT): another program"
         )
-        assert len(second.log.splitlines()) == 1
 
 
 def test_an_address_of_another_machine_is_said_in_one_line_and_ends_with_1(service: Make) -> None:
