@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from src.embedded.server import EmbeddedPostgres
+from tests.postgres_server import give_away
 
 from .clocks import cpu_seconds, family
 from .data import Data, fill, postgres
@@ -44,7 +45,7 @@ def main(rounds: int, seconds: float) -> str:
     sizes = [int(size) for size in SIZES.split(",")]
     with ExitStack() as stack:
         where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwork-bench-")))
-        where.chmod(0o755)
+        give_away(where)
         if shutil.disk_usage(where).free < sum(sizes) * BYTES_EACH:
             raise SystemExit(f"{where} has no room for {sum(sizes):,} tasks: see TMPDIR.")
         server = stack.enter_context(postgres(where / "postgres", {"max_wal_size": "32GB"}))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from src.embedded.server import EmbeddedPostgres
+from tests.postgres_server import give_away
 
 from . import contract, picture, report, statements
 from .clocks import difference, family, memory_bytes, spent
@@ -155,7 +156,7 @@ def ground(
     with ExitStack() as stack:
         where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwork-bench-")))
         # PostgreSQL runs as an unprivileged user where root starts it.
-        where.chmod(0o755)
+        give_away(where)
         server = stack.enter_context(postgres(where / "postgres"))
         say("PostgreSQL is started; filling it ...")
         data = fill(server, users=sizes[0], heavy=sizes[1])

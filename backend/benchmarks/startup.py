@@ -27,6 +27,7 @@ from pathlib import Path
 
 from src.embedded.server import EmbeddedPostgres
 from src.services.signing import new_key
+from tests.postgres_server import give_away
 
 BACKEND = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -102,7 +103,7 @@ def environment(url: str, key: str) -> dict[str, str]:
 def database() -> Iterator[str]:
     """The URL of a migrated database on a server of its own."""
     with tempfile.TemporaryDirectory(prefix="groundwork-startup-") as directory:
-        Path(directory).chmod(0o755)
+        give_away(Path(directory))
         with EmbeddedPostgres(Path(directory) / "data") as server:
             url = server.url
             done = subprocess.run(

@@ -31,7 +31,7 @@ import pytest
 
 import versions
 from lending import Library
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer, give_away
 from src.config import settings as settings_module
 from src.config.database import ConnectionSettings, parse
 from src.config.private_files import make_directory
@@ -219,19 +219,11 @@ def _place() -> str:
     return tempfile.gettempdir()
 
 
-def give_away(path: Path) -> None:
-    """Make `path` the unprivileged user's, as whom root's servers run."""
-    account = location._unprivileged()
-    os.chown(path, account.uid, account.gid)
-
-
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
     """A new directory of an unprivileged user's, whose servers keep their data in it also when root runs the tests."""
     path = Path(tempfile.mkdtemp(prefix="groundwork-test-", dir=_place()))
-    path.chmod(0o755)
-    if os.geteuid() == 0:
-        give_away(path)
+    give_away(path)
     try:
         yield path
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from src.embedded import processes
+from src.embedded import location, processes
 from src.embedded.errors import EmbeddedError
 from src.embedded.roles import NAME, url_of
 from src.embedded.server import EmbeddedPostgres
@@ -58,6 +59,14 @@ def postgres_answers(port: int, seconds: float = 2.0) -> bool:
             return connection.recv(1) == b"R"
     except OSError:
         return False
+
+
+def give_away(directory: Path) -> None:
+    """Let all users pass through; as root, make it the unprivileged user's, so that a server's data stays in it."""
+    directory.chmod(0o755)
+    if os.geteuid() == 0:
+        account = location._unprivileged()
+        os.chown(directory, account.uid, account.gid)
 
 
 class PostgresServer(EmbeddedPostgres):

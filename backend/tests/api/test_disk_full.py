@@ -21,7 +21,7 @@ import pytest
 
 from asking import TASKS, Caller, people, problem
 from conftest import open_directory
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer, give_away
 from src.config.database import parse
 from src.embedded.roles import APPLICATION
 from src.services import schema
@@ -43,6 +43,7 @@ class Disk:
         self._ballast = path / "ballast"
         options = f"size={megabytes}m,mode=0755"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
+        give_away(path)
 
     def fill(self) -> None:
         """Another program takes all that is left."""

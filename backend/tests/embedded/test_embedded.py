@@ -18,9 +18,9 @@ import asyncpg
 import psutil
 import pytest
 
-from conftest import FAST, give_away, open_directory
+from conftest import FAST, open_directory
 from echoes import ECHO
-from postgres_server import PostgresServer, free_port, postgres_answers
+from postgres_server import PostgresServer, free_port, give_away, postgres_answers
 from src.config.database import parse
 from src.embedded import location, processes
 from src.embedded.server import (
@@ -77,9 +77,7 @@ def binaries(postgres: PostgresServer) -> Path:
 def make_open(path: Path) -> None:
     """A directory of the user's who runs PostgreSQL."""
     path.mkdir()
-    path.chmod(0o755)
-    if AS_ROOT:
-        give_away(path)
+    give_away(path)
 
 
 class Owner:
