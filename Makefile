@@ -24,8 +24,9 @@ sources := src tests benchmarks bootstrap.py
 # Most tests wait for processes and clocks, so more of them than cores run side by side.
 pytest := exec env GROUNDWORK_FORBID_SKIPS=1 backend/.venv/bin/python -m pytest -n 4 --dist loadgroup
 
-# Needs no server of its own and few processes: what to run while writing code.
-fast := $(addprefix backend/tests/,config models server/test_admission.py test_house.py)
+# Few processes, and one PostgreSQL for all: what to run while writing code. About 120 CPU seconds.
+fast := $(addprefix backend/tests/,config models server/test_admission.py test_house.py \
+	$(addprefix services/,test_tasks.py test_task_pages.py test_isolation.py test_database.py) api/test_tasks.py)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -51,7 +52,7 @@ dev: venv ## The same, and restart whenever a source file changes
 test: venv-dev ## Run every test that needs only Python packages; ARGS="-k health"
 	@$(pytest) -m "not debian and not root and not slow and not node and not neon" $(ARGS)
 
-test-fast: venv-dev ## Run the quick tests of settings, models, code base and admission (under 2 minutes)
+test-fast: venv-dev ## Run the quick tests of settings, models, statements and the tasks API (under 2 minutes)
 	@$(pytest) $(fast) $(ARGS)
 
 test-debian: venv-dev ## Run the tests that need Debian's PgBouncer, PostgreSQL 15 and faketime
