@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from ..config.command_line import command
+from ..config.logging import is_for_people
 from ..config.settings import Settings
 from ..server.supervisor import log_ready
 from . import output
@@ -17,7 +17,7 @@ def show(settings: Settings, facts: dict[str, Any]) -> None:
     """Print `facts` (name and address), or log them where logs are JSON. They hold no password."""
     if settings.environment == "development":
         facts = {**facts, "access": command("user token you@example.com --create")}
-    if not (settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())):
+    if not is_for_people():
         log_ready(settings, facts)
         return
     facts = {**facts, "try": f"curl {facts['service']}/health"}

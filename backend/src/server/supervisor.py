@@ -129,7 +129,10 @@ def run(
         stack.callback(supervisor.close)
         if workers > 1:
             supervisor.metrics_directory = stack.enter_context(metrics_directory())
-        return supervisor.run()
+        log.info("service.starting", workers=workers)
+        exit_code = supervisor.run()
+        log.info("service.stopped", exit_code=exit_code)
+        return exit_code
 
 
 class _Supervisor:
@@ -421,6 +424,7 @@ class _Supervisor:
     def _stop(self, exit_code: int, how: Shutdown) -> None:
         if self._exit_code is None:
             self._exit_code = exit_code
+            log.info("service.draining", exit_code=exit_code)
             # Workers hold the queues too. With our copies gone, the last worker to close them refuses newcomers
             # at once, instead of leaving them to wait for nobody.
             for listener in [*self._listeners, *self._admin]:

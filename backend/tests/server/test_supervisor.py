@@ -15,7 +15,9 @@ import resource
 import shlex
 import shutil
 import signal
+import socket
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +86,8 @@ def test_a_worker_inherits_the_listeners_and_its_link_and_may_open_many_files(
 def test_a_refused_database_ends_everything_with_3_and_one_line(service: Make) -> None:
     one = service(workers=2, environment={"TEST_START": "refused"}).start()
     assert one.ended() == 3
-    assert len(one.log.splitlines()) == 1
+    events = [json.loads(line)["event"] for line in one.log.splitlines()]
+    assert events == ["service.starting", "startup.refused", "service.draining", "service.stopped"]
     [event] = one.events("startup.refused")
     assert (event["reason"], event["worker"]) == ("authentication-failed", 0)
 
@@ -92,13 +95,85 @@ def test_a_refused_database_ends_everything_with_3_and_one_line(service: Make) -
 def test_a_bad_configuration_ends_everything_with_3_and_is_told_once(service: Make) -> None:
     one = service(workers=2, environment={"TEST_START": "configuration"}).start()
     assert one.ended() == 3
-    [event] = map(json.loads, one.log.splitlines())
+    [event] = one.events("startup.refused")
+    assert all(json.loads(line) for line in one.log.splitlines())
     fault = {"variable": "DATABASE_URL", "problem": "is not set.", "remedy": "Set it."}
     assert (event["event"], event["faults"], event["severity"]) == ("startup.refused", [fault], "ERROR")
 
 
 def test_exit_code_3_of_an_application_passes_through(service: Make) -> None:
     assert service(environment={"TEST_START": "exit"}).start().ended() == 3
+
+
+def test_a_service_whose_log_is_not_read_serves_stops_and_reports_the_lost_lines(service: Make) -> None:
+    """A pipe that nobody read froze the service after 289 requests, and its end too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reader, writer = os.pipe()
+    environment = {
+        "TEST_APP": "product",
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+        "LOG_LEVEL": "debug",
+    }
+    one = service(environment=environment, port=port).start(stdout=writer, stderr=writer)
+    os.close(writer)
+
+    def answered(count: int) -> int:
+        """Responses to so many requests on one connection."""
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            request = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: " + b"x" * 128 + b"\r\n\r\n"
+            found = 0
+            for _ in range(count // 50):
+                connection.sendall(request * 50)
+                received = b""
+                while received.count(b"HTTP/1.1 200") < 50 or not received.endswith(b"}"):
+                    received += connection.recv(1 << 16)
+                found += received.count(b"HTTP/1.1 200")
+        return found
+
+    def is_live() -> bool:
+        with contextlib.suppress(OSError):
+            return answered(50) == 50
+        return False
+
+    until(is_live)
+    assert answered(15_000) == 15_000
+    received = bytearray()
+
+    def read() -> None:
+        while data := os.read(reader, 1 << 16):
+            received.extend(data)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    until(lambda: b'"event":"log.dropped"' in received)
+    one.signal(signal.SIGTERM)
+    assert one.ended() == 0
+    reading.join(60)
+    os.close(reader)
+    events = [json.loads(line) for line in received.splitlines()]
+    lost = sum(event["count"] for event in events if event["event"] == "log.dropped")
+    requests = sum(event["event"] == "request" for event in events)
+    assert lost > 0
+    assert requests + lost >= 15_050
+    assert [event["event"] for event in events][-1] == "service.stopped"
+
+
+def test_a_service_whose_log_is_never_read_ends_on_sigterm(service: Make) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x")
+    os.set_blocking(writer, True)
+    one = service(environment={"TEST_START": "ok"}).start(stdout=writer)
+    until(one.workers)
+    one.signal(signal.SIGTERM)
+    assert one.ended() == 0
+    os.close(writer)
+    os.close(reader)
 
 
 @pytest.mark.parametrize("how", ["broken", "kill"])
@@ -538,12 +613,15 @@ def test_ctrl_c_drains_and_a_second_one_hurries(service: Make) -> None:
 def test_ctrl_c_during_the_start_is_quiet(service: Make, how: str, where: str) -> None:
     one = service(workers=2, environment={"TEST_START": how})
     terminal = Terminal(one)
-    until(lambda: one.log == where)
+    until(lambda: where in one.log)
     one.children()
     terminal.ctrl_c()
     assert one.ended() == 0
     until(lambda: not one.children())
-    assert one.log == where
+    lines = one.log.splitlines()
+    assert [line for line in lines if not line.startswith("{")] == [where.strip()]
+    events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
+    assert events == ["service.starting", "service.draining", "service.stopped"]
     terminal.close()
 
 
