@@ -305,7 +305,7 @@ def test_the_metrics_in_the_guides_have_the_labels_that_are_named() -> None:
     text = (ROOT / "docs" / "health.md").read_text()
     # The declarations know their labels; the exposition shows them only once there is a sample.
     declared = {
-        (metric._name, tuple(metric._labelnames))
+        (metric._name, tuple(metric._labelnames))  # type: ignore[attr-defined]
         for metric in Metrics("0").registry._collector_to_names
         if hasattr(metric, "_name")
     }

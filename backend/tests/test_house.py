@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,6 +321,13 @@ LINTED = {
 }
 
 
+def test_mypy_checks_every_test() -> None:
+    configured = tomllib.loads((BACKEND / "pyproject.toml").read_text())["tool"]["mypy"]
+    folders = {f"tests.{path.parent.name}" for path in (BACKEND / "tests").glob("*/*.py")}
+    assert folders <= set(configured["packages"])
+    assert {path.stem for path in (BACKEND / "tests").glob("test_*.py")} == set(configured["modules"])
+
+
 def test_imports_against_the_layers_are_found(tmp_path: Path) -> None:
     """import-linter runs in `make check`; here it is shown to pass, and to fail."""
     shutil.copytree(BACKEND / "src", tmp_path / "src", ignore=shutil.ignore_patterns("static", "__pycache__"))
@@ -410,7 +418,7 @@ def test_every_effect_of_importing_is_found(tmp_path: Path) -> None:
 
 def unnamed_constraints(metadata: MetaData) -> list[str]:
     named = (c for table in metadata.tables.values() for c in [*table.constraints, *table.indexes])
-    return [repr(constraint) for constraint in named if not isinstance(constraint.name, str)]
+    return [repr(constraint) for constraint in named if not isinstance(constraint.name, str)]  # type: ignore[attr-defined]
 
 
 def test_every_constraint_of_a_table_has_a_name() -> None:

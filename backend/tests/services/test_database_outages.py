@@ -289,7 +289,7 @@ async def test_work_in_a_transaction_that_falls_silent_is_503_and_a_silent_commi
                 what(proxy)
                 if not sent:
                     await execute(access, "SELECT 1")
-        assert caught.value.reason == "timeout"
+        assert caught.value.reason == "timeout"  # type: ignore[attr-defined]
         assert proxied.observe().status == "down"
         proxy.heal()
         proxy.thaw()
