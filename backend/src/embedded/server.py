@@ -390,6 +390,10 @@ class EmbeddedPostgres:
         if self._process is not None:
             self._process.wait()
             self._process = None
+            if self.location.socket_directory.parent != self.location.home:
+                # The next start makes it again; one in /tmp is not left there for a directory that may go.
+                with contextlib.suppress(OSError):
+                    self.location.socket_directory.rmdir()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

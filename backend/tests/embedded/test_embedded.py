@@ -332,10 +332,10 @@ async def test_a_path_that_no_socket_address_can_hold_gets_a_short_one(
             assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
             assert await fetch(server.url, "SELECT 7") == 7
             assert running_url(place) == server.url
+        assert not sockets.exists()
     finally:
         with owned(place):
             erase(place)
-    assert not sockets.exists()
 
 
 @pytest.mark.parametrize("kind", ["open", "link", *(["another user's"] if AS_ROOT else [])])

@@ -29,7 +29,7 @@ import uvloop
 from src.embedded.lifetime import die_with_parent
 from src.embedded.roles import APPLICATION, NAME
 from src.services.signing import SigningKeys, new_key, seeds
-from tests.postgres_server import PostgresServer, free_port, port_is_free
+from tests.postgres_server import PostgresServer, free_port, give_away, port_is_free
 
 from .network import Network
 
@@ -281,8 +281,7 @@ def staged(
 ) -> Iterator[Stage]:
     """A running stage; `prepare` are statements that are run between the migration and the start of the load."""
     directory = Path(tempfile.mkdtemp(prefix="groundwork-faults-"))
-    # PostgreSQL's unprivileged user has to pass.
-    directory.chmod(0o755)
+    give_away(directory)
     loop = Loop()
     try:
         shutil.copytree(
