@@ -19,7 +19,7 @@ from src.errors import Unavailable
 from waiting import eventually
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Log, MakeApp, Serve
+    from tests.api.conftest import Log, MakeApp, Person, Serve
 
 LIMIT = 2048
 
@@ -205,6 +205,17 @@ async def test_the_log_says_which_problem_and_why(client: httpx.AsyncClient, log
     await client.get("/v1/away")
     (line,) = log.requests
     assert (line["status"], line["problem"], line["reason"]) == (503, "unavailable", "connection-refused")
+    assert (line["level"], line["severity"]) == ("warning", "WARNING")
+
+
+async def test_request_lines_hold_the_address_and_the_user(
+    client: httpx.AsyncClient, log: Log, ana: Person
+) -> None:
+    await client.get("/v1/tasks")
+    await ana.ask("GET", "/v1/tasks")
+    anonymous, known = log.requests
+    assert (anonymous["client"], "user_id" in anonymous) == ("127.0.0.1", False)
+    assert (known["client"], known["user_id"]) == ("127.0.0.1", str(ana.id))
 
 
 async def test_an_answer_that_breaks_off_is_left_unfinished_and_logged_once(
