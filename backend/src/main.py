@@ -74,6 +74,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
                 app.state.refusal = refusal
                 raise
             app.state.database = opened
+            app.state.is_ready = lambda: opened.observe().ready
             sampler = asyncio.create_task(metrics.sample(opened.observe), name="event-loop-lag")
             try:
                 yield

@@ -2,8 +2,8 @@
 
 `python serving.py supervise '{"workers": 2}'` runs the supervisor; it starts `python serving.py work`.
 What the application does at its start is said by TEST_START (ok, refused, configuration, exit, broken, kill,
-kill once, hang, or stuck); a file named by TEST_START_FILE overrides it, so that a test can change its mind. With
-TEST_APP=product it is the product, and beside its own routes some that do what no route may.
+kill once, hang, stuck, or unready); a file named by TEST_START_FILE overrides it. With TEST_APP=product it
+is the product, and beside its own routes some that do what no route may.
 """
 
 from __future__ import annotations
@@ -161,10 +161,13 @@ def make_app(settings: Settings) -> Starlette:
             Route("/facts", _facts),
             Route("/stubborn", _stubborn, methods=["POST"]),
             Route("/stream", _stream),
+            Route("/block", _block, methods=["POST"]),
         ],
     )
     app.state.draining = False
     app.state.settings = settings
+    ready = _behaviour() != "unready"
+    app.state.is_ready = lambda: ready
     return app
 
 
@@ -172,6 +175,7 @@ def main() -> int:
     settings_module.ENV_FILE = Path("/nonexistent/.env")  # Never the developer's own.
     if sys.argv[1] == "work":
         return worker.main(make_app)
+    supervisor._RENEWAL_SECONDS = float(os.environ.get("TEST_RENEWAL_SECONDS", supervisor._RENEWAL_SECONDS))
     given = json.loads(sys.argv[2])
     embedded, reload = given.pop("embedded", False), given.pop("reload", False)
     settings = load_settings(**given)

@@ -36,6 +36,7 @@ READS_ENVIRONMENT = frozenset(
         "config/tls.py",  # Variables by which OpenSSL and libpq would be led elsewhere.
         "cli/output.py",  # The same of terminals.
         "server/supervisor.py",  # What workers inherit.
+        "server/systemd.py",  # What systemd passes to a service.
         "server/worker.py",
         "cli/app.py",  # What psql inherits.
         "config/command_line.py",  # Whether the advised command works in this shell.

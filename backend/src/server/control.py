@@ -1,6 +1,7 @@
 """The control channel: a socket pair between the supervisor and each worker, one byte a message.
 
-Worker to supervisor: SERVING. Supervisor to worker: a `Shutdown`. The end of the channel is the other one's death.
+A worker sends a heartbeat from its event loop, READY or NOT_READY, about once a second once it accepts requests. The
+supervisor sends a `Shutdown`. The end of the channel is the death of the other process.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from typing import Final
 
 EMBEDDED: Final = "GROUNDWORK_EMBEDDED"
 """Set for the workers when the supervisor runs their PostgreSQL."""
-LISTENER_FDS: Final = "GROUNDWORK_LISTENER_FDS"
-"""File descriptors of the listening sockets, the worker's own queue first."""
-ADMIN_LISTENER_FDS: Final = "GROUNDWORK_ADMIN_LISTENER_FDS"
-"""The same for ADMIN_PORT, which all workers share; not set without one."""
+LISTENER_FD: Final = "GROUNDWORK_LISTENER_FD"
+"""File descriptor of the listening socket, which all workers share."""
+ADMIN_LISTENER_FD: Final = "GROUNDWORK_ADMIN_LISTENER_FD"
+"""The same for ADMIN_PORT; not set without one."""
 CONTROL_FD: Final = "GROUNDWORK_CONTROL_FD"
 """File descriptor of the worker's end of the control channel."""
 
-SERVING: Final = b"+"
-"""Sent by a worker once it accepts requests."""
+READY: Final = b"+"
+NOT_READY: Final = b"-"
+HEARTBEAT_SECONDS: Final = 1.0
+"""Between two heartbeats; less where WORKER_HEARTBEAT_SECONDS is small."""
 
 CANCEL_SECONDS: Final = 2.0
 """How long cancelled requests may take to release what they hold."""
@@ -26,6 +29,8 @@ CLOSE_SECONDS: Final = 5.0
 """How long the application may take to close the database."""
 LINGER_SECONDS: Final = 2.0
 """How long a worker that is replaced waits for the next request of its idle connections."""
+KILL_MARGIN_SECONDS: Final = 1.0
+"""How much longer than all its timeouts a worker may take to shut down before it is killed."""
 
 
 class Shutdown(enum.IntEnum):

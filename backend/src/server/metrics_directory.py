@@ -10,19 +10,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..embedded.lifetime import alive
+from ..errors import GroundworkError
 
 # Followed by the supervisor's process id.
 _PREFIX = "groundwork-metrics-"
 
 
+class NoMetricsDirectory(GroundworkError):
+    """No temporary directory is writable, and several workers need one. Exit code 1."""
+
+    exit_code = 1
+
+
 @contextlib.contextmanager
 def metrics_directory() -> Iterator[Path]:
-    """A temporary directory; directories of supervisors that were killed are removed."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdecimal() and not alive(int(pid)):
-            shutil.rmtree(directory, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as path:
+    """A temporary directory; directories of supervisors that were killed are removed. Raises NoMetricsDirectory."""
+    try:
+        for left_over in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            pid = left_over.name.removeprefix(_PREFIX).partition("-")[0]
+            if pid.isdecimal() and not alive(int(pid)):
+                shutil.rmtree(left_over, ignore_errors=True)
+        directory = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")
+    except OSError as error:
+        raise NoMetricsDirectory(
+            "No temporary directory is writable (TMPDIR, /tmp, /var/tmp, /usr/tmp, the working directory), and several "
+            f"workers share their metrics in one: {error.strerror or error}. Set TMPDIR to a writable directory, or "
+            "WORKERS=1, which needs none."
+        ) from error
+    with directory as path:
         yield Path(path)
 
 

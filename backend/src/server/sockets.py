@@ -6,7 +6,6 @@ import contextlib
 import errno
 import resource
 import socket
-import sys
 from typing import Any, Final
 
 from ..errors import GroundworkError
@@ -23,13 +22,10 @@ class CannotListen(GroundworkError):
     exit_code = 1
 
 
-def bind(host: str, port: int, *, queues: int, prefix: str = "") -> list[socket.socket]:
-    """Listening sockets on one address, one for each worker; port 0 takes any free one.
+def bind(host: str, port: int, *, prefix: str = "") -> socket.socket:
+    """A listening socket; port 0 takes any free one. `prefix` begins the names of the settings in messages.
 
-    `prefix` is what the names of the settings that gave the address begin with.
-
-    Raises CannotListen. The first is bound without sharing, so that a port which anybody else listens on,
-    another Groundwork included, is refused; only then is it opened to our others.
+    Raises CannotListen, also when another process listens on the port.
     """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -40,30 +36,30 @@ def bind(host: str, port: int, *, queues: int, prefix: str = "") -> list[socket.
         ) from error
     # A name such as localhost has several addresses; people type the IPv4 one.
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    sockets: list[socket.socket] = []
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        for _ in range(queues if sys.platform == "linux" else 1):
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(listener)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if len(sockets) > 1:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            address = listener.getsockname()
-        for listener in sockets:
-            listener.listen(BACKLOG)
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
-        for listener in sockets:
-            listener.close()
+        listener.close()
         raise CannotListen(_why(error, host, port, where, prefix)) from error
-    return sockets
+    return listener
 
 
-def bind_admin(host: str, port: int | None) -> list[socket.socket]:
-    """The listening socket of ADMIN_PORT, which all workers share; none without a port. Raises CannotListen."""
-    return [] if port is None else bind(host, port, queues=1, prefix="ADMIN_")
+def check_activated(listener: socket.socket) -> socket.socket:
+    """The socket of a service manager, if it is a listening TCP socket; otherwise raises CannotListen."""
+    if (
+        listener.family not in (socket.AF_INET, socket.AF_INET6)
+        or listener.type != socket.SOCK_STREAM
+        or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        raise CannotListen(
+            "The socket passed by socket activation is not a listening TCP socket. "
+            "Write ListenStream=ADDRESS:PORT and Accept=no into the .socket unit."
+        )
+    return listener
 
 
 def _why(error: OSError, host: str, port: int, where: str, prefix: str) -> str:

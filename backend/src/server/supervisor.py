@@ -26,16 +26,17 @@ from ..config.logging import WORKER_NUMBER, configure_service, get_logger, log_r
 from ..config.settings import Settings, as_environment, require_database
 from ..embedded.lifetime import die_with_parent
 from ..errors import ConfigurationError, GroundworkError
-from . import sockets
+from . import sockets, systemd
 from .control import (
-    ADMIN_LISTENER_FDS,
+    ADMIN_LISTENER_FD,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
     CONTROL_FD,
     EMBEDDED,
+    KILL_MARGIN_SECONDS,
     LINGER_SECONDS,
-    LISTENER_FDS,
-    SERVING,
+    LISTENER_FD,
+    READY,
     Shutdown,
 )
 from .metrics_directory import metrics_directory, remove_gauges
@@ -53,7 +54,9 @@ _IMPORT_ROOT = Path(__file__).resolve().parents[2]
 _MAX_BACKOFF_SECONDS = 30.0
 _STABLE_SECONDS = 10.0
 _RELOAD_POLL_SECONDS = 0.5
-_KILL_MARGIN_SECONDS = 1.0
+_RENEWAL_SECONDS = 60.0
+# A pass that begins this much late: the supervisor itself was stopped, or the machine.
+_LATE_SECONDS = 1.0
 
 log = get_logger("groundwork.supervisor")
 
@@ -73,7 +76,10 @@ class _Worker:
     process: subprocess.Popen[bytes]
     control: socket.socket
     started_at: float
+    heard_at: float
     serving: bool = False
+    ready: bool = False
+    hung: bool = False
     shutdown: int = 0
     kill_at: float | None = None
 
@@ -84,7 +90,7 @@ class _Worker:
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """The place of one worker, with its own queue of connections."""
+    """The place of one worker."""
 
     number: int
     worker: _Worker | None = None
@@ -105,6 +111,9 @@ def run(
 ) -> int:
     """Serve until a signal stops it. Returns the exit code: 0 stopped, 1 failed, 3 configuration or credentials."""
     configure_service(settings)
+    workers = 1 if reload else workers
+    notifier = systemd.Notifier()
+    activated = systemd.activated_sockets()
     with contextlib.ExitStack() as stack:
         wakeup = stack.enter_context(signals_as_bytes())
         sockets.raise_descriptor_limit()
@@ -117,22 +126,70 @@ def run(
                 if embedded_port is not None:
                     postgres.location.require_own_user()
                 stack.enter_context(postgres)
-            if reload:
-                workers = 1
-            listeners = sockets.bind(settings.host, settings.port, queues=workers)
-            admin = sockets.bind_admin(settings.admin_host, settings.admin_port)
+            listeners = _listeners(settings, activated)
+            metrics = stack.enter_context(metrics_directory()) if workers > 1 else None
         except GroundworkError as error:
             return log_refusal(error)
         supervisor = _Supervisor(
-            settings, postgres, listeners, admin, announce, worker_command, wakeup, watch=reload
-        )
+            _resolved(settings, listeners, workers, postgres, reload=reload, activated=bool(activated)),
+            postgres, listeners, metrics, announce, notifier, worker_command, wakeup, watch=reload,
+        )  # fmt: skip
         stack.callback(supervisor.close)
-        if workers > 1:
-            supervisor.metrics_directory = stack.enter_context(metrics_directory())
         log.info("service.starting", workers=workers)
         exit_code = supervisor.run()
         log.info("service.stopped", exit_code=exit_code)
         return exit_code
+
+
+def _listeners(settings: Settings, activated: dict[str, socket.socket]) -> dict[str, socket.socket]:
+    """The listening sockets by the variable that passes them on: those of socket activation, or bound here."""
+    admin = activated.pop("admin", None) if settings.admin_port is not None else None
+    public = next(iter(activated.values()), None)
+    found = {
+        LISTENER_FD: sockets.bind(settings.host, settings.port)
+        if public is None
+        else sockets.check_activated(public)
+    }
+    if admin is not None:
+        found[ADMIN_LISTENER_FD] = sockets.check_activated(admin)
+    elif settings.admin_port is not None:
+        found[ADMIN_LISTENER_FD] = sockets.bind(settings.admin_host, settings.admin_port, prefix="ADMIN_")
+    return found
+
+
+def _resolved(
+    settings: Settings,
+    listeners: dict[str, socket.socket],
+    workers: int,
+    postgres: EmbeddedPostgres | None,
+    *,
+    reload: bool,
+    activated: bool,
+) -> tuple[Settings, dict[str, str]]:
+    """The settings as they turned out, and the environment variables that give them to the workers.
+
+    Only what the command line and the supervisor decided is passed on. Workers load the rest themselves, so that one
+    started later sees changes in .env and in files of secrets.
+    """
+    changes: dict[str, Any] = {"port": listeners[LISTENER_FD].getsockname()[1], "workers": workers}
+    if ADMIN_LISTENER_FD in listeners:
+        changes["admin_port"] = listeners[ADMIN_LISTENER_FD].getsockname()[1]
+    if postgres is not None:
+        # Workers are bound by row-level security; only migrations run as the owner of the tables.
+        changes["database_url"] = SecretStr(postgres.application_url)
+        changes["database_migration_url"] = SecretStr(postgres.url)
+    if reload:
+        # A developer waits for the restart, and no load balancer does.
+        changes["drain_grace_seconds"] = 0.0
+    elif activated:
+        # The proxy's connections have to learn of the restart: each response says `Connection: close` meanwhile.
+        changes["drain_grace_seconds"] = max(LINGER_SECONDS, settings.drain_grace_seconds)
+    resolved = settings.model_copy(update=changes)
+    names = changes.keys() | {
+        name for name in type(settings).model_fields if settings.origin(name) == "command"
+    }
+    values = as_environment(resolved)
+    return resolved, {name.upper(): values.get(name.upper(), "") for name in names}
 
 
 class _Supervisor:
@@ -140,75 +197,72 @@ class _Supervisor:
 
     def __init__(
         self,
-        settings: Settings,
+        resolved: tuple[Settings, dict[str, str]],
         postgres: EmbeddedPostgres | None,
-        listeners: list[socket.socket],
-        admin: list[socket.socket],
+        listeners: dict[str, socket.socket],
+        metrics: Path | None,
         announce: Announce,
+        notifier: systemd.Notifier,
         worker_command: Sequence[str],
         wakeup: socket.socket,
         *,
         watch: bool,
     ) -> None:
-        self.metrics_directory: Path | None = None
+        self._settings, self._overrides = resolved
         self._postgres = postgres
         self._postgres_at: float | None = None
         self._postgres_failures = 0
         self._listeners = listeners
-        self._admin = admin
+        self._metrics = metrics
         self._announce = announce
+        self._notifier = notifier
+        self._notify_at = 0.0
         self._command = tuple(worker_command)
         self._wakeup = wakeup
-        port = listeners[0].getsockname()[1]
-        changes: dict[str, Any] = {"port": port, "workers": len(listeners)}
-        if admin:
-            changes["admin_port"] = admin[0].getsockname()[1]
-        if postgres is not None:
-            # Workers are bound by row-level security; only migrations run as the owner of the tables.
-            changes["database_url"] = SecretStr(postgres.application_url)
-            changes["database_migration_url"] = SecretStr(postgres.url)
-        if watch:
-            # A developer waits for the restart, and no load balancer does.
-            changes["drain_grace_seconds"] = 0.0
-        self._settings = settings.model_copy(update=changes)
-        # What the command line and the supervisor decided. Workers load the rest themselves, so that one started
-        # later sees changes in .env and in files of secrets.
-        overridden = {name for name in type(settings).model_fields if settings.origin(name) == "command"}
-        values = as_environment(self._settings)
-        self._overrides = {name.upper(): values.get(name.upper(), "") for name in overridden | set(changes)}
-        self._slots = [_Slot(number) for number in range(len(listeners))]
+        self._slots = [_Slot(number) for number in range(self._settings.workers)]
         self._all: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(wakeup, selectors.EVENT_READ)
         self._exit_code: int | None = None
         self._announced = False
-        self._renewing: list[_Slot] = []
+        # A renewal: the slots still to do, the new worker, and whether it has to be ready.
+        self._renewal: list[_Slot] | None = None
         self._replacement: _Worker | None = None
+        self._must_be_ready = False
+        self._renewal_queued = False
         self._sources = SourceWatcher(_IMPORT_ROOT / "src") if watch else None
         self._next_poll = 0.0
+        # A debugger stops the worker of a developer for longer than any heartbeat.
+        self._heartbeat = float("inf") if watch else self._settings.worker_heartbeat_seconds
         # A terminal that closes sends SIGHUP to stop its programs; an operator sends it to renew a service.
         self._in_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     def run(self) -> int:
-        # One first: a bad configuration then speaks once, and only one migrates.
+        # One worker first: a bad configuration is then reported once, and only one migrates.
         self._slots[0].start_at = 0.0
         while True:
             self._run_due()
             if self._exit_code is not None and not self._all:
                 return self._exit_code
-            for key, _ in self._selector.select(self._seconds_to_next()):
+            timeout = self._seconds_to_next()
+            latest = time.monotonic() + (float("inf") if timeout is None else timeout) + _LATE_SECONDS
+            for key, _ in self._selector.select(timeout):
                 if key.data is None:
                     self._handle_signals(self._wakeup.recv(4096))
                 else:
                     self._receive(key.data)
             self._reap()
+            if (now := time.monotonic()) > latest:
+                # The supervisor was stopped, or busy: that a worker was not heard proves nothing.
+                for worker in self._all:
+                    worker.heard_at = now
 
     def close(self) -> None:
-        """End what is still there after an error of ours; on the usual way nothing is."""
+        """Kill the workers that are left after an unexpected error of the supervisor; usually there are none."""
         for worker in self._all:
             worker.process.kill()
             worker.process.wait()
-        for listener in [*self._listeners, *self._admin]:
+        for listener in self._listeners.values():
             listener.close()
         self._selector.close()
 
@@ -216,13 +270,22 @@ class _Supervisor:
 
     def _run_due(self) -> None:
         now = time.monotonic()
+        if self._notifier.watchdog_seconds is not None and now >= self._notify_at:
+            self._notify_at = now + self._notifier.watchdog_seconds
+            self._notifier.notify(WATCHDOG="1")
         for worker in self._all:
             if worker.kill_at is not None and now >= worker.kill_at:
-                log.error("worker.shutdown_timeout", pid=worker.pid)
-                worker.process.kill()
                 worker.kill_at = None
+                worker.process.kill()
+                log.error("worker.shutdown_timeout", pid=worker.pid)
+            elif self._is_watched(worker) and now >= worker.heard_at + self._heartbeat:
+                worker.hung = True
+                worker.process.kill()
+                log.error("worker.heartbeat_timeout", pid=worker.pid, seconds=self._heartbeat)
         if self._exit_code is not None:
             return
+        if self._replacement is not None and now >= self._replacement.started_at + _RENEWAL_SECONDS:
+            self._abandon_renewal(f"not ready within {_RENEWAL_SECONDS:g} s")
         if self._postgres is not None:
             self._keep_postgres_running(self._postgres, now)
         for slot in self._slots:
@@ -232,49 +295,61 @@ class _Supervisor:
         if self._sources is not None and now >= self._next_poll:
             self._next_poll = now + _RELOAD_POLL_SECONDS
             if changed := self._sources.changed():
-                log.info("source.changed", file=str(changed))
                 self._restart_changed()
+                log.info("source.changed", file=str(changed))
+
+    def _is_watched(self, worker: _Worker) -> bool:
+        """Whether heartbeats are expected: from the first one until the worker is told to shut down."""
+        return worker.serving and not worker.shutdown and not worker.hung
 
     def _seconds_to_next(self) -> float | None:
         due = [worker.kill_at for worker in self._all if worker.kill_at is not None]
+        due += [worker.heard_at + self._heartbeat for worker in self._all if self._is_watched(worker)]
+        if self._notifier.watchdog_seconds is not None:
+            due.append(self._notify_at)
         if self._exit_code is None:
             due += [slot.start_at for slot in self._slots if slot.start_at is not None]
+            if self._replacement is not None:
+                due.append(self._replacement.started_at + _RENEWAL_SECONDS)
             if self._sources is not None:
                 due.append(self._next_poll)
             if self._postgres_at is not None:
                 due.append(self._postgres_at)
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        earliest = min(due, default=float("inf"))
+        return None if earliest == float("inf") else max(0.0, earliest - time.monotonic())
 
     # Workers
 
     def _start(self, slot: _Slot) -> _Worker:
         channel, worker_end = socket.socketpair()
         channel.setblocking(False)
-        number = slot.number
-        queues = [self._listeners[number], *self._listeners[:number], *self._listeners[number + 1 :]]
+        passed = {**self._listeners, CONTROL_FD: worker_end}
         try:
             process = subprocess.Popen(  # noqa: S603 - a constant, or a test's own
                 self._command,
-                env={**self._environment(), CONTROL_FD: _numbers([worker_end]), LISTENER_FDS: _numbers(queues),
-                     ADMIN_LISTENER_FDS: _numbers(self._admin), WORKER_NUMBER: str(number)},
-                pass_fds=[worker_end.fileno(), *(queue.fileno() for queue in [*queues, *self._admin])],
+                env={
+                    **self._environment(),
+                    WORKER_NUMBER: str(slot.number),
+                    **{name: str(one.fileno()) for name, one in passed.items()},
+                },
+                pass_fds=[one.fileno() for one in passed.values()],
                 stdin=subprocess.DEVNULL,
-                # Ctrl-C goes to the terminal's whole foreground group. Workers hear of it from us, once.
+                # Ctrl-C goes to the terminal's whole foreground group. The supervisor alone receives it.
                 process_group=0,
-                # Before its first line is read: a worker that still imports must not outlive us either.
+                # Before its first line is read: a worker that still imports must not outlive the supervisor.
                 preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one thread
-            )  # fmt: skip
+            )
         finally:
             worker_end.close()
-        worker = _Worker(slot, process, channel, time.monotonic())
+        worker = _Worker(slot, process, channel, time.monotonic(), time.monotonic())
         self._all.append(worker)
         self._selector.register(channel, selectors.EVENT_READ, worker)
         return worker
 
     def _environment(self) -> dict[str, str]:
-        """What workers read their settings from."""
+        """The environment of the workers, from which they load their settings."""
         environment = {**os.environ, **self._overrides}
-        # `-P` keeps a directory called src in the caller's working directory from being taken for ours.
+        # `-P` keeps a directory called src in the working directory from being imported instead.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(_IMPORT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         )
@@ -283,41 +358,40 @@ class _Supervisor:
             environment[EMBEDDED] = "1"
         # Read by prometheus-client when it is imported. One worker needs no files.
         environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
-        if self.metrics_directory is not None:
-            environment["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics_directory)
+        if self._metrics is not None:
+            environment["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics)
         return environment
 
     def _receive(self, worker: _Worker) -> None:
         try:
-            message = worker.control.recv(16)
+            message = worker.control.recv(64)
         except OSError:
             message = b""
         if not message:
-            # It ended, or is about to: `_reap` learns how.
+            # It exited, or is about to: `_reap` learns how.
             self._selector.unregister(worker.control)
-        elif message.startswith(SERVING):
+            return
+        worker.heard_at = time.monotonic()
+        worker.ready = message.endswith(READY)
+        if not worker.serving:
             worker.serving = True
             worker.slot.failed_starts = 0
-            log.debug(
-                "worker.started", pid=worker.pid, seconds=round(time.monotonic() - worker.started_at, 3)
-            )
             if self._exit_code is None:
-                self._handle_serving(worker)
+                self._handle_serving()
+            seconds = round(worker.heard_at - worker.started_at, 3)
+            log.debug("worker.started", pid=worker.pid, seconds=seconds)
+        if worker is self._replacement and (worker.ready or not self._must_be_ready):
+            self._promote(worker)
 
-    def _handle_serving(self, worker: _Worker) -> None:
-        if not self._announced:
-            self._announced = True
-            self._announce(self._settings, self._facts())
+    def _handle_serving(self) -> None:
         for slot in self._slots:
             if slot.worker is None and slot.start_at is None and slot.failed_starts == 0:
                 slot.start_at = 0.0
-        if worker is self._replacement:
-            old, worker.slot.worker, self._replacement = worker.slot.worker, worker, None
-            worker.slot.start_at = None  # The old one may have fallen meanwhile.
-            if old is not None:
-                self._shut_down(old, Shutdown.ROLLING)
-            else:
-                self._renew_next()
+        if not self._announced:
+            self._announced = True
+            facts = self._facts()
+            self._notifier.ready(f"Serving on {facts['service']}")
+            self._announce(self._settings, facts)
 
     def _shut_down(self, worker: _Worker, how: Shutdown) -> None:
         if worker.shutdown >= how:
@@ -332,19 +406,20 @@ class _Supervisor:
         if how <= Shutdown.GRACEFUL:
             grace = self._settings.drain_grace_seconds if how == Shutdown.GRACEFUL else LINGER_SECONDS
         drain = self._settings.shutdown_timeout_seconds if how < Shutdown.FORCED else 0.0
-        bound = grace + drain + CANCEL_SECONDS + CLOSE_SECONDS + _KILL_MARGIN_SECONDS
-        worker.kill_at = time.monotonic() + bound
+        worker.kill_at = (
+            time.monotonic() + grace + drain + CANCEL_SECONDS + CLOSE_SECONDS + KILL_MARGIN_SECONDS
+        )
 
     def _reap(self) -> None:
         for worker in [worker for worker in self._all if worker.process.poll() is not None]:
             if not worker.serving and worker.control in self._selector.get_map():
-                self._receive(worker)  # It may have served and ended since we last looked.
+                self._receive(worker)  # It may have served and exited since the last pass.
             self._all.remove(worker)
             with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.control)
             worker.control.close()
-            if self.metrics_directory is not None:
-                remove_gauges(self.metrics_directory, worker.pid)
+            if self._metrics is not None:
+                remove_gauges(self._metrics, worker.pid)
             if self._exit_code is None:
                 self._handle_exit(worker)
 
@@ -352,10 +427,9 @@ class _Supervisor:
         slot, code = worker.slot, worker.process.returncode
         if worker is self._replacement:
             self._replacement = None
-            self._renewing.clear()
-            log.error("workers.renewal_failed", reason=_exit_reason(code))
+            self._abandon_renewal(_exit_reason(code))
         elif slot.worker is not worker:
-            self._renew_next()  # A retired one has gone.
+            self._renew_next()  # It was replaced.
         else:
             slot.worker = None
             if self._sources is not None and not worker.shutdown and not worker.serving:
@@ -368,31 +442,32 @@ class _Supervisor:
                 self._handle_failed_start(slot, code)
 
     def _restart_worker(self, slot: _Slot, worker: _Worker, code: int) -> None:
-        steady = time.monotonic() - worker.started_at > _STABLE_SECONDS
-        slot.short_lives = 0 if steady else slot.short_lives + 1
+        stable = time.monotonic() - worker.started_at > _STABLE_SECONDS
+        slot.short_lives = 0 if stable else slot.short_lives + 1
         backoff = _backoff(slot.short_lives)
-        log.error("worker.restarted", pid=worker.pid, reason=_exit_reason(code), backoff_seconds=backoff)
         slot.start_at = time.monotonic() + backoff
+        reason = "no heartbeat" if worker.hung else _exit_reason(code)
+        log.error("worker.restarted", pid=worker.pid, reason=reason, backoff_seconds=backoff)
 
     def _handle_failed_start(self, slot: _Slot, code: int) -> None:
         if code == ConfigurationError.exit_code and not self._announced:
-            self._stop(code, Shutdown.GRACEFUL)  # The worker has message why. Repeating mends nothing.
+            self._stop(code, Shutdown.GRACEFUL)  # The worker has logged the reason. A retry changes nothing.
             return
-        # Once we serve, a refusal is an outage: passwords are rotated while workers fall.
+        # Once the service runs, a refusal is an outage: passwords are rotated while workers die.
         slot.failed_starts += 1
         others = any(worker.serving and not worker.shutdown for worker in self._all)
         if slot.failed_starts >= MAX_START_ATTEMPTS and not others:
-            log.error("startup.failed", attempts=slot.failed_starts, reason=_exit_reason(code))
             self._stop(1, Shutdown.GRACEFUL)
+            log.error("startup.failed", attempts=slot.failed_starts, reason=_exit_reason(code))
             return
         backoff = _backoff(slot.failed_starts)
-        log.error("worker.start_failed", reason=_exit_reason(code), backoff_seconds=backoff)
         slot.start_at = time.monotonic() + backoff
+        log.error("worker.start_failed", reason=_exit_reason(code), backoff_seconds=backoff)
 
     def _facts(self) -> dict[str, Any]:
         """Where the service is reached and what it stands on; never a password."""
-        url = sockets.url_of(self._listeners[0].getsockname())
-        internal_url = sockets.url_of([*self._listeners, *self._admin][-1].getsockname())
+        url, *admin = (sockets.url_of(listener.getsockname()) for listener in self._listeners.values())
+        internal_url = admin[0] if admin else url
         facts = {
             "service": url,
             "docs": f"{url}/docs",
@@ -405,7 +480,7 @@ class _Supervisor:
             facts["data"] = str(self._postgres.data_path)
         return facts
 
-    # Shutdown and renewal
+    # Shutdown
 
     def _handle_signals(self, signals: bytes) -> None:
         for number in signals:
@@ -418,30 +493,69 @@ class _Supervisor:
                 self._stop(0, Shutdown.FORCED)
             elif number == signal.SIGHUP and self._in_terminal:
                 self._stop(0, Shutdown.FAST)
-            elif number == signal.SIGHUP:
+            elif number == signal.SIGHUP and self._exit_code is None:
                 self._renew()
 
     def _stop(self, exit_code: int, how: Shutdown) -> None:
-        if self._exit_code is None:
+        first = self._exit_code is None
+        if first:
             self._exit_code = exit_code
-            log.info("service.draining", exit_code=exit_code)
-            # Workers hold the queues too. With our copies gone, the last worker to close them refuses newcomers
-            # at once, instead of leaving them to wait for nobody.
-            for listener in [*self._listeners, *self._admin]:
+            # Workers hold the sockets too. Once the last of them has closed its copy, the kernel refuses connections
+            # at once, instead of queueing them for a supervisor that never accepts.
+            for listener in self._listeners.values():
                 listener.close()
         for worker in self._all:
             self._shut_down(worker, how)
+        self._notifier.stopping()
+        if first:
+            log.info("service.draining", exit_code=exit_code)
+
+    # Renewal: one new worker after the other; the old one leaves when the new one can do what it could
 
     def _renew(self) -> None:
-        """One new worker after the other, each serving before the one it replaces leaves."""
-        if not self._renewing and self._replacement is None:
-            log.info("workers.renewal_started", count=len(self._slots))
-            self._renewing = [slot for slot in self._slots if slot.worker is not None]
-            self._renew_next()
+        if self._renewal is not None:
+            self._renewal_queued = True
+            log.info("workers.renewal_queued")
+            return
+        self._renewal = [slot for slot in self._slots if slot.worker is not None]
+        self._notifier.reloading()
+        self._renew_next()
+        log.info("workers.renewal_started", count=len(self._slots))
 
     def _renew_next(self) -> None:
-        if self._replacement is None and self._renewing:
-            self._replacement = self._start(self._renewing.pop(0))
+        if self._renewal is None or self._replacement is not None:
+            return
+        if self._renewal:
+            slot = self._renewal.pop(0)
+            self._must_be_ready = slot.worker is not None and slot.worker.ready
+            self._replacement = self._start(slot)
+        else:
+            self._finish_renewal("Serving; workers renewed")
+            log.info("workers.renewed", count=len(self._slots))
+
+    def _promote(self, worker: _Worker) -> None:
+        slot, self._replacement = worker.slot, None
+        old, slot.worker = slot.worker, worker
+        slot.start_at = None  # The old one may have died meanwhile.
+        if old is None:
+            self._renew_next()
+        else:
+            self._shut_down(old, Shutdown.ROLLING)
+
+    def _abandon_renewal(self, reason: str) -> None:
+        """Keep the old workers."""
+        if self._replacement is not None:
+            replacement, self._replacement = self._replacement, None
+            self._shut_down(replacement, Shutdown.FAST)
+        self._finish_renewal(f"Serving; the last reload failed: {reason}")
+        log.error("workers.renewal_failed", reason=reason)
+
+    def _finish_renewal(self, status: str) -> None:
+        self._renewal = None
+        self._notifier.ready(status)
+        if self._renewal_queued:
+            self._renewal_queued = False
+            self._renew()
 
     def _restart_changed(self) -> None:
         [slot] = self._slots
@@ -468,10 +582,6 @@ class _Supervisor:
         else:
             self._postgres_at, self._postgres_failures = None, 0
             log.warning("postgres.restarted")
-
-
-def _numbers(sockets: list[socket.socket]) -> str:
-    return ",".join(str(one.fileno()) for one in sockets)
 
 
 def _backoff(failures: int) -> float:

@@ -1,6 +1,6 @@
 """One worker process: uvicorn's server under our supervisor, which starts it and shuts it down.
 
-The supervisor passes listening sockets, the worker's own queue first, and one end of the control channel. When the
+The supervisor passes the listening socket, which all workers share, and one end of the control channel. When the
 supervisor dies the channel ends, and the worker shuts down.
 """
 
@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,19 +29,21 @@ from ..config.settings import Settings, load_settings, log_settings
 from ..errors import GroundworkError
 from .app_protocol import AppProtocol
 from .control import (
-    ADMIN_LISTENER_FDS,
+    ADMIN_LISTENER_FD,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
     CONTROL_FD,
+    HEARTBEAT_SECONDS,
+    KILL_MARGIN_SECONDS,
     LINGER_SECONDS,
-    LISTENER_FDS,
-    SERVING,
+    LISTENER_FD,
+    NOT_READY,
+    READY,
     Shutdown,
 )
 from .sockets import BACKLOG
 
-_SIBLING_POLL_SECONDS = 0.05
-# Connections taken from one queue at a time.
+# Connections accepted in one turn of the loop.
 _MAX_ACCEPTS = 32
 _FIRST_REQUEST_SECONDS = 0.5
 
@@ -108,20 +112,20 @@ class Lifespan:
 
 
 class Worker(uvicorn.Server):
-    """uvicorn's protocol and state with a start that tells why it failed and an end that loses nothing."""
+    """uvicorn's server with a start that raises why it failed, heartbeats, and a shutdown that loses no request."""
 
     def __init__(
         self,
         app: Any,
         config: uvicorn.Config,
-        listeners: list[socket.socket],
-        admin: list[socket.socket],
+        listener: socket.socket,
+        admin: socket.socket | None,
         control: socket.socket,
         settings: Settings,
     ) -> None:
         super().__init__(config)
         self._app = app
-        self._queue, *self._siblings = listeners
+        self._listener = listener
         self._admin = admin
         self._control = control
         self._settings = settings
@@ -132,7 +136,7 @@ class Worker(uvicorn.Server):
         self._adopting: set[asyncio.Future[Any]] = set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, serve until told to leave, leave. Raises what made the start fail."""
+        """Start, serve until the supervisor orders a shutdown, shut down. Raises what made the start fail."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._order, Shutdown.GRACEFUL)
         loop.add_reader(self._control, self._receive)
@@ -153,16 +157,25 @@ class Worker(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         await self.on_tick(0)
-        self.servers = [await loop.create_server(self._accept_batch, sock=self._queue, backlog=BACKLOG)]
-        for listener in self._admin:
-            inside = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
-            self.servers.append(await loop.create_server(inside, sock=listener))
+        self.servers = [await loop.create_server(self._accept_batch, sock=self._listener, backlog=BACKLOG)]
+        if self._admin is not None:
+            internal = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
+            self.servers.append(await loop.create_server(internal, sock=self._admin))
         self._accepting = True
-        if self._siblings:
-            loop.call_later(_SIBLING_POLL_SECONDS, self._accept_for_siblings)
         self.started = True
+        self._send_heartbeat()
+
+    def _send_heartbeat(self) -> None:
+        """On the loop, so that a blocked loop sends none. A full channel, of a stopped supervisor, is no error."""
+        state = self._app.state
+        ready = not state.draining and getattr(state, "is_ready", _always)()
         with contextlib.suppress(OSError):
-            self._control.send(SERVING)
+            self._control.send(READY if ready else NOT_READY)
+        # More often at first: a renewal waits for the first READY.
+        seconds = HEARTBEAT_SECONDS if ready else HEARTBEAT_SECONDS / 5
+        asyncio.get_running_loop().call_later(
+            min(seconds, self._settings.worker_heartbeat_seconds / 4), self._send_heartbeat
+        )
 
     async def main_loop(self) -> None:
         while not self._stopping.is_set():
@@ -176,26 +189,23 @@ class Worker(uvicorn.Server):
         )
 
     def _accept_batch(self) -> asyncio.Protocol:
-        """For a connection that the loop took. It takes one a turn (libuv since 1.45), and in long turns the others
-        would wait in the kernel, probes among them, until their clients give up: so we take them too."""
+        """The protocol of a connection that the loop accepted: one a turn (libuv since 1.45).
+
+        In the long turns of a busy worker the others, probes among them, would wait too long, so it accepts more, in
+        proportion to its requests in progress. An idle worker leaves them to its siblings.
+        """
         if self._accepting:
-            for connection in _accept_waiting([self._queue], at_most=_MAX_ACCEPTS):
+            for connection in _accept_waiting(
+                self._listener, at_most=min(_MAX_ACCEPTS, len(self.server_state.tasks) // 4)
+            ):
                 self._adopt(connection)
         return self._protocol()
-
-    def _accept_for_siblings(self) -> None:
-        """Take what waits in the queues of workers that are starting, stuck or gone."""
-        if self._accepting:
-            loop = asyncio.get_running_loop()
-            for connection in _accept_waiting(self._siblings, at_most=_MAX_ACCEPTS):
-                self._adopt(connection)
-            loop.call_later(_SIBLING_POLL_SECONDS, self._accept_for_siblings)
 
     def _adopt(self, connection: socket.socket) -> None:
         task = asyncio.ensure_future(
             asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         )
-        # Without a reference the loop may forget a task; a connection that ends at once is not worth a word.
+        # Without a reference the task may be garbage-collected; a connection that ends at once is no error.
         self._adopting.add(task)
         task.add_done_callback(self._adopted)
 
@@ -214,7 +224,7 @@ class Worker(uvicorn.Server):
         except OSError:
             orders = b""
         if not orders:
-            # The supervisor is gone. Nobody takes traffic away from us first, and its successor wants the port.
+            # The supervisor died. No load balancer is told first, and its successor needs the port.
             asyncio.get_running_loop().remove_reader(self._control)
             orders = bytes([Shutdown.FAST])
         self._order(Shutdown(max(orders)))
@@ -228,7 +238,7 @@ class Worker(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         began = time.monotonic()
-        # From here every answer closes its connection, so that its client goes elsewhere with its next request.
+        # From here every response closes its connection, so that its client's next request goes elsewhere.
         self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
         await self.on_tick(0)
         for connection in self._connections():
@@ -268,12 +278,13 @@ class Worker(uvicorn.Server):
         if not self._accepting:
             return
         self._accepting = False
-        # Whoever has connected by now has been promised an answer: empty the queues, then close them at once.
-        waiting = _accept_waiting([self._queue, *self._siblings], at_most=BACKLOG)
+        # Connections that wait when the last copy of the socket is closed are reset: accept them first. A worker that
+        # is replaced leaves them to the others.
+        waiting: list[socket.socket] = []
+        if self._shutdown_order != Shutdown.ROLLING:
+            waiting = _accept_waiting(self._listener, at_most=BACKLOG)
         for server in self.servers:
             server.close()
-        for listener in self._siblings:
-            listener.close()
         for connection in waiting:
             self._adopt(connection)
 
@@ -318,15 +329,18 @@ def _is_idle(connection: AppProtocol, elapsed: float) -> bool:
     return cycle is not None and cycle.scope is connection.scope and cycle.response_complete
 
 
-def _accept_waiting(listeners: list[socket.socket], at_most: int) -> list[socket.socket]:
+def _accept_waiting(listener: socket.socket, at_most: int) -> list[socket.socket]:
     waiting: list[socket.socket] = []
-    for listener in listeners:
-        with contextlib.suppress(OSError):  # BlockingIOError: the queue is empty.
-            while len(waiting) < at_most:
-                connection, _ = listener.accept()
-                connection.setblocking(False)
-                waiting.append(connection)
+    with contextlib.suppress(OSError):  # BlockingIOError: the queue is empty.
+        while len(waiting) < at_most:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            waiting.append(connection)
     return waiting
+
+
+def _always() -> bool:
+    return True
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
@@ -334,13 +348,23 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(event.wait(), seconds)
 
 
-def _inherited(variable: str) -> list[socket.socket]:
-    numbers = os.environ.pop(variable, "").split(",")
-    sockets = [socket.socket(fileno=int(number)) for number in numbers if number]
-    for inherited in sockets:
-        inherited.setblocking(False)
-        inherited.set_inheritable(False)
-    return sockets
+def _inherited(variable: str) -> socket.socket | None:
+    number = os.environ.pop(variable, "")
+    if not number:
+        return None
+    inherited = socket.socket(fileno=int(number))
+    inherited.setblocking(False)
+    inherited.set_inheritable(False)
+    return inherited
+
+
+def _exit_if_orphaned(control: socket.socket, seconds: float) -> None:
+    """In a thread: exit `seconds` after the supervisor died, should the loop be blocked and not shut down by then."""
+    poll = select.poll()
+    poll.register(control, 0)  # POLLHUP is always reported, and nothing else is asked for.
+    poll.poll()
+    time.sleep(seconds)
+    os._exit(1)
 
 
 def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
@@ -363,22 +387,26 @@ def _make_config(app: Any, settings: Settings) -> uvicorn.Config:
 
 
 def main(create_app: Callable[[Settings], Any], settings: Settings | None = None) -> int:
-    """Serve `create_app(settings)` on what the supervisor handed over; gives the exit code.
+    """Serve `create_app(settings)` on the sockets of the supervisor. Returns the exit code.
 
-    0: told to leave, and left. 3: configuration or credentials. 1: anything else.
+    0: shut down as ordered. 3: configuration or credentials. 1: anything else.
     """
     if CONTROL_FD not in os.environ:
         print("A worker is started by `python -m src serve`, never alone.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    listeners, admin, [control] = map(_inherited, (LISTENER_FDS, ADMIN_LISTENER_FDS, CONTROL_FD))
+    listener, admin, control = map(_inherited, (LISTENER_FD, ADMIN_LISTENER_FD, CONTROL_FD))
+    assert listener is not None
+    assert control is not None
     try:
         settings = settings or load_settings()
         configure_service(settings)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        timeout = settings.shutdown_timeout_seconds + CANCEL_SECONDS + CLOSE_SECONDS + KILL_MARGIN_SECONDS
+        threading.Thread(target=_exit_if_orphaned, args=(control, timeout), daemon=True).start()
         app = create_app(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Worker(app, _make_config(app, settings), listeners, admin, control, settings).serve())
+            runner.run(Worker(app, _make_config(app, settings), listener, admin, control, settings).serve())
     except StartCancelled:
         return 0
     except GroundworkError as error:

@@ -19,9 +19,8 @@ import socket
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -30,21 +29,6 @@ from processes import copy_program
 from src.embedded.server import running_url
 from supervised import SCRIPT, Service
 from waiting import until
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """`service(workers=2)`: a supervisor with these settings, not yet started; `environment=` for the application."""
-    made: list[Service] = []
-
-    def make(environment: dict[str, str] | None = None, script: Path = SCRIPT, **settings: Any) -> Service:
-        made.append(Service(tmp_path, settings, environment or {}, script))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
 
 Make = Callable[..., Service]
 
@@ -265,10 +249,9 @@ def test_several_workers_share_a_fresh_metrics_directory_that_is_removed_at_the_
     assert not directory.exists()
 
 
-def test_many_connections_at_once_reach_both_workers(service: Make) -> None:
+def test_connections_wait_in_one_queue_for_all_workers(service: Make) -> None:
     one = service(workers=2).start().serving(workers=2)
     workers = one.workers()
-    # A worker helps itself from the queue of one that is slow to come. While both stand still, neither does.
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     until(lambda: all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in workers))
@@ -278,11 +261,23 @@ def test_many_connections_at_once_reach_both_workers(service: Make) -> None:
     queues = waiting_at(one.address[1])
     for pid in workers:
         os.kill(pid, signal.SIGCONT)
-    # 64 fair coins: fewer than 8 heads comes up less than once in ten thousand million runs.
-    assert (len(queues), sum(queues)) == (2, 64)
-    assert min(queues) >= 8
+    assert queues == [64]
     reached = [json.loads(connection.getresponse().read())["pid"] for connection in connections]
     assert set(reached) <= set(workers)
+
+
+def test_idle_workers_do_not_wake_up_for_each_other(service: Make) -> None:
+    """Voluntary context switches a second of each of 8 idle workers: a few heartbeats, whatever their number."""
+    one = service(workers=8).start().serving()
+    until(lambda: len(one.workers()) == 8)
+    until(lambda: len({one.facts()["pid"] for _ in range(40)}) >= 4)
+    workers = one.workers()
+    time.sleep(1)
+    before = [psutil.Process(pid).num_ctx_switches().voluntary for pid in workers]
+    time.sleep(4)
+    after = [psutil.Process(pid).num_ctx_switches().voluntary for pid in workers]
+    switches = [(now - then) / 4 for then, now in zip(before, after, strict=True)]
+    assert max(switches) < 15, switches
 
 
 def waiting_at(port: int) -> list[int]:
