@@ -38,13 +38,13 @@ class Service:
             "supervise",
             json.dumps({"port": 0, "log_format": "json"} | settings),
         ]
-        self._environment = {**os.environ, "TEST_START_FILE": str(directory / "start"), **environment}
+        self.environment = {**os.environ, "TEST_START_FILE": str(directory / "start"), **environment}
 
     def start(self, **more: Any) -> Service:
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 self.command,
-                env=self._environment,
+                env=self.environment,
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | more,
             )
         self.supervisor_pid = self.process.pid

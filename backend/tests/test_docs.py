@@ -54,7 +54,7 @@ OTHERS = {
     "REGION", "NAME", "DATABASE_URI", "SQLSTATE", "MAINPID", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SO_REUSEPORT",
     "SERVICE", "TOKEN", "ID", "ETAG", "NEW", "CURSOR", "BETTER_AUTH_SECRET", "SECONDS", "SEED", "KINDS", "CLIENTS",
     "PAIR", "ACCESS", "FIRST", "REFRESH", "GROUNDWORK_FAST_PATH", "ADMIN_URL", "OWNER_URL", "APP_URL", "BACKUP_URL",
-    "BACKUP_PASSWORD", "ON_ERROR_STOP",
+    "BACKUP_PASSWORD", "ON_ERROR_STOP", "READY", "RELOADING", "STOPPING", "WATCHDOG",
 }  # fmt: skip
 
 
@@ -352,7 +352,7 @@ def test_examples_of_env_files_parse(document: Path, tmp_path: Path) -> None:
 
 def test_the_unit_and_the_container_file_name_what_exists() -> None:
     operations = ROOT / "docs" / "operations.md"
-    (unit,), (container,) = blocks(operations, "ini"), blocks(operations, "dockerfile")
+    (unit, _), (container,) = blocks(operations, "ini"), blocks(operations, "dockerfile")
     assert "\nExecStart=/opt/groundwork/backend/.venv/bin/python -m src serve\n" in unit
     assert "\nWorkingDirectory=/opt/groundwork/backend\n" in unit
     assert 'CMD ["python", "-m", "src", "serve"]' in container
@@ -368,6 +368,29 @@ def test_the_unit_and_the_container_file_name_what_exists() -> None:
     credentials = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)
     assert set(credentials) == {"database_url", "signing_keys"}
     assert set(credentials) <= set(Settings.model_fields)
+
+
+@pytest.mark.debian
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    service, listener = blocks(ROOT / "docs" / "operations.md", "ini")
+    # The program and the user need not exist here.
+    service = service.replace("/opt/groundwork/backend/.venv/bin/python", sys.executable)
+    service = service.replace("/opt/groundwork/backend", str(ROOT / "backend")).replace(
+        "User=groundwork", "User=root"
+    )
+    units = [tmp_path / "groundwork.service", tmp_path / "groundwork.socket"]
+    for unit, text in zip(units, (service, listener), strict=True):
+        unit.write_text(text)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, units)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, [line for line in checked.stderr.splitlines() if "groundwork" in line]) == (
+        0,
+        [],
+    )
 
 
 # What is told to type works
