@@ -1,7 +1,7 @@
 """The control channel: a socket pair between the supervisor and each worker, one byte a message.
 
-A worker sends a heartbeat from its event loop, READY or NOT_READY, about once a second once it accepts requests. The
-supervisor sends a `Shutdown`. The end of the channel is the death of the other process.
+A worker sends a heartbeat from its event loop about once a second: READY once it accepts requests and its database
+answers, else NOT_READY. The supervisor sends a `Shutdown`. The end of the channel is the death of the other process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ ADMIN_LISTENER_FD: Final = "GROUNDWORK_ADMIN_LISTENER_FD"
 """The same for ADMIN_PORT; not set without one."""
 CONTROL_FD: Final = "GROUNDWORK_CONTROL_FD"
 """File descriptor of the worker's end of the control channel."""
+
+ACCEPT_WHEN_READY: Final = "GROUNDWORK_ACCEPT_WHEN_READY"
+"""Set for a worker that replaces a ready one: it accepts no connection before it is ready itself."""
 
 READY: Final = b"+"
 NOT_READY: Final = b"-"

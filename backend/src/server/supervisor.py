@@ -28,6 +28,7 @@ from ..embedded.lifetime import die_with_parent
 from ..errors import ConfigurationError, GroundworkError
 from . import sockets, systemd
 from .control import (
+    ACCEPT_WHEN_READY,
     ADMIN_LISTENER_FD,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
@@ -320,7 +321,7 @@ class _Supervisor:
 
     # Workers
 
-    def _start(self, slot: _Slot) -> _Worker:
+    def _start(self, slot: _Slot, *, accept_when_ready: bool = False) -> _Worker:
         channel, worker_end = socket.socketpair()
         channel.setblocking(False)
         passed = {**self._listeners, CONTROL_FD: worker_end}
@@ -330,6 +331,7 @@ class _Supervisor:
                 env={
                     **self._environment(),
                     WORKER_NUMBER: str(slot.number),
+                    **({ACCEPT_WHEN_READY: "1"} if accept_when_ready else {}),
                     **{name: str(one.fileno()) for name, one in passed.items()},
                 },
                 pass_fds=[one.fileno() for one in passed.values()],
@@ -528,7 +530,7 @@ class _Supervisor:
         if self._renewal:
             slot = self._renewal.pop(0)
             self._must_be_ready = slot.worker is not None and slot.worker.ready
-            self._replacement = self._start(slot)
+            self._replacement = self._start(slot, accept_when_ready=self._must_be_ready)
         else:
             self._finish_renewal("Serving; workers renewed")
             log.info("workers.renewed", count=len(self._slots))

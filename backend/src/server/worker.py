@@ -29,6 +29,7 @@ from ..config.settings import Settings, load_settings, log_settings
 from ..errors import GroundworkError
 from .app_protocol import AppProtocol
 from .control import (
+    ACCEPT_WHEN_READY,
     ADMIN_LISTENER_FD,
     CANCEL_SECONDS,
     CLOSE_SECONDS,
@@ -132,6 +133,7 @@ class Worker(uvicorn.Server):
         self._shutdown_order = 0
         self._stopping = asyncio.Event()
         self._order_changed = asyncio.Event()
+        self._accept_when_ready = os.environ.pop(ACCEPT_WHEN_READY, "") != ""
         self._accepting = False
         self._adopting: set[asyncio.Future[Any]] = set()
 
@@ -157,24 +159,36 @@ class Worker(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         await self.on_tick(0)
+        self.servers = []
+        if self._accept_when_ready:
+            # The worker that this one replaces is ready: a connection accepted here before would be answered 503.
+            self._send_heartbeats()
+            while not self._is_ready() and not self._stopping.is_set():
+                await _wait(self._stopping, 0.05)
+            if self._stopping.is_set():
+                return
         self.servers = [await loop.create_server(self._accept_batch, sock=self._listener, backlog=BACKLOG)]
         if self._admin is not None:
             internal = partial(self._protocol, _make_config(self._app.state.admin, self._settings))
             self.servers.append(await loop.create_server(internal, sock=self._admin))
         self._accepting = True
         self.started = True
-        self._send_heartbeat()
+        if not self._accept_when_ready:
+            self._send_heartbeats()
 
-    def _send_heartbeat(self) -> None:
-        """On the loop, so that a blocked loop sends none. A full channel, of a stopped supervisor, is no error."""
+    def _is_ready(self) -> bool:
         state = self._app.state
-        ready = not state.draining and getattr(state, "is_ready", _always)()
+        return not state.draining and bool(getattr(state, "is_ready", _always)())
+
+    def _send_heartbeats(self) -> None:
+        """On the loop, so that a blocked loop sends none. A full channel, of a stopped supervisor, is no error."""
+        ready = self._accepting and self._is_ready()
         with contextlib.suppress(OSError):
             self._control.send(READY if ready else NOT_READY)
         # More often at first: a renewal waits for the first READY.
         seconds = HEARTBEAT_SECONDS if ready else HEARTBEAT_SECONDS / 5
         asyncio.get_running_loop().call_later(
-            min(seconds, self._settings.worker_heartbeat_seconds / 4), self._send_heartbeat
+            min(seconds, self._settings.worker_heartbeat_seconds / 4), self._send_heartbeats
         )
 
     async def main_loop(self) -> None:

@@ -14,7 +14,7 @@ Make = Callable[..., Service]
 
 
 def test_renewal_whose_worker_is_not_ready_keeps_the_ready_workers(service: Make, tmp_path: Path) -> None:
-    one = service(environment={"TEST_RENEWAL_SECONDS": "20"}).start().serving()
+    one = service(workers=2, environment={"TEST_RENEWAL_SECONDS": "20"}).start().serving(2)
     before = sorted(one.workers())
     (tmp_path / "start").write_text("unready")
     one.signal(signal.SIGHUP)
@@ -54,15 +54,18 @@ def test_reload_with_a_wrong_database_port_keeps_the_workers_that_serve(
     secrets.mkdir()
     (secrets / "database_url").write_text(app_database_url)
     environment = {"TEST_APP": "product", "SECRETS_DIR": str(secrets), "TEST_RENEWAL_SECONDS": "25"}
-    one = service(environment=environment, database_migration_url=database_url, signing_keys=new_key())
+    one = service(
+        workers=2, environment=environment, database_migration_url=database_url, signing_keys=new_key()
+    )
     one.start().serving()
-    until(lambda: all(one.ask("/readyz")[0] == 200 for _ in range(10)), what=lambda: one.log)
+    # Each worker has read the address and connected.
+    until(lambda: len(one.events("database.up")) == 2, what=lambda: one.log)
     before = sorted(one.workers())
     port = app_database_url.rsplit(":", 1)[1].split("/")[0]
     (secrets / "database_url").write_text(app_database_url.replace(f":{port}/", ":1/"))
     one.signal(signal.SIGHUP)
     while not one.events("workers.renewal_failed"):
-        assert one.ask("/livez")[0] == 200
+        assert one.ask("/readyz")[0] == 200, one.log
         assert one.process.poll() is None
     until(lambda: sorted(one.workers()) == before, what=lambda: one.log)
     assert {one.ask("/readyz")[0] for _ in range(20)} == {200}
