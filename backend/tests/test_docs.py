@@ -223,6 +223,24 @@ def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
     assert missing_links(page) == ["nowhere.md", "#nowhere"]
 
 
+# The architecture
+
+
+def test_the_architecture_says_where_names_are_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.partition("## Where to find what")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .+ \| (`backend/.+) \|$", section, re.MULTILINE)
+    assert len(rows) == section.count("\n| ") - 1  # But for the heading.
+    for row in rows:
+        source = ""
+        for piece in re.findall(r"`([^`]+)`", row):
+            if piece.startswith("backend/src/") and piece.endswith(".py"):
+                source += (ROOT / piece).read_text()
+            elif re.fullmatch(r"[A-Za-z_.]+", piece) and not piece.endswith(".py"):
+                for name in piece.split("."):
+                    assert re.search(rf"\b(?:class|def) {name}\b|^{name}\b", source, re.MULTILINE), piece
+
+
 # The specification
 
 
