@@ -278,11 +278,11 @@ class _Supervisor:
             if worker.kill_at is not None and now >= worker.kill_at:
                 worker.kill_at = None
                 worker.process.kill()
-                log.error("worker.shutdown_timeout", pid=worker.pid)
+                log.error("worker.shutdown_timeout", worker_pid=worker.pid)
             elif self._is_watched(worker) and now >= worker.heard_at + self._heartbeat:
                 worker.hung = True
                 worker.process.kill()
-                log.error("worker.heartbeat_timeout", pid=worker.pid, seconds=self._heartbeat)
+                log.error("worker.heartbeat_timeout", worker_pid=worker.pid, seconds=self._heartbeat)
         if self._exit_code is not None:
             return
         if self._replacement is not None and now >= self._replacement.started_at + _RENEWAL_SECONDS:
@@ -381,7 +381,7 @@ class _Supervisor:
             if self._exit_code is None:
                 self._handle_serving()
             seconds = round(worker.heard_at - worker.started_at, 3)
-            log.debug("worker.started", pid=worker.pid, seconds=seconds)
+            log.debug("worker.started", worker_pid=worker.pid, seconds=seconds)
         if worker is self._replacement and (worker.ready or not self._must_be_ready):
             self._promote(worker)
 
@@ -449,7 +449,7 @@ class _Supervisor:
         backoff = _backoff(slot.short_lives)
         slot.start_at = time.monotonic() + backoff
         reason = "no heartbeat" if worker.hung else _exit_reason(code)
-        log.error("worker.restarted", pid=worker.pid, reason=reason, backoff_seconds=backoff)
+        log.error("worker.restarted", worker_pid=worker.pid, reason=reason, backoff_seconds=backoff)
 
     def _handle_failed_start(self, slot: _Slot, code: int) -> None:
         if code == ConfigurationError.exit_code and not self._announced:

@@ -24,7 +24,7 @@ def test_stopped_only_worker_is_killed_and_replaced(service: Make) -> None:
     assert one.ask("/readyz")[0] == 200  # By its successor.
     assert hung not in one.workers()
     [event] = one.events("worker.heartbeat_timeout")
-    assert event["pid"] == hung
+    assert event["worker_pid"] == hung
     assert one.events("worker.restarted")[0]["reason"] == "no heartbeat"
 
 
