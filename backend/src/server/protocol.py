@@ -505,7 +505,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers come after the request may have started, so they do not become headers.
         if self.read_state is ReadState.HEAD:
-            self.headers.append((name.lower(), value))
+            # The parser leaves the blanks behind a value, which are no part of it (RFC 9110, 5.5).
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Checks the head and makes the request's cycle; it starts here, with its body, or after earlier responses."""

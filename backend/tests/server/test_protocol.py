@@ -165,6 +165,30 @@ async def test_hosts_of_every_valid_form_are_accepted(ask: Ask, host: bytes) -> 
     assert status == 200
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: a%b\r\nConnection: close\r\n\r\n",
+        POST + b"Connection: close\r\nContent-Length: 0%b\r\n\r\n",
+        POST + b"Connection: close\r\nExpect: 100-continue%b\r\nContent-Length: 3\r\n\r\nabc",
+    ],
+    ids=["host", "content-length", "expect"],
+)
+@pytest.mark.parametrize("blanks", [b" ", b"\t", b" \t "])
+async def test_blanks_behind_a_header_value_are_no_part_of_it(
+    ask: Ask, request_: bytes, blanks: bytes
+) -> None:
+    answers = await ask(request_ % blanks)
+    expected = [100, 200] if b"Expect" in request_ else [200]
+    assert [status for status, _, _ in answers] == expected
+
+
+async def test_blank_behind_the_transfer_coding_is_no_part_of_it(ask: Ask) -> None:
+    sent = POST + b"Connection: close\r\nTransfer-Encoding: chunked \r\n\r\n0\r\n\r\n"
+    ((status, _, _),) = await ask(sent)
+    assert status == 200
+
+
 TOO_LARGE = {
     "a header": b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n",
     "a name": b"GET / HTTP/1.1\r\n" + HOST + b"a" * MAX_HEAD_BYTES + b": x\r\n\r\n",
