@@ -15,6 +15,8 @@ import asyncio
 import enum
 import re
 import resource
+import socket
+import struct
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
@@ -51,6 +53,10 @@ DISCARD_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 0.5
 # A transport reports unsent bytes from here on; with uvicorn's 64 KiB 1,024 connections could hold 64 MiB unreported.
 _UNSENT_HIGH_WATER: Final = 16 << 10
+# What the kernel takes of a response before the client's window has room; otherwise up to 4 MiB for each connection
+# (`tcp_wmem`), which nothing here would count.
+_KERNEL_UNSENT_BYTES: Final = 128 << 10
+_RESET: Final = struct.pack("ii", 1, 0)
 # What a process needs beside its clients' connections: the database's, files of imports, the event loop's own.
 _RESERVED_DESCRIPTORS: Final = 64
 # Connections are closed in batches of this share of all, so that not each new one costs a look at every other.
@@ -67,6 +73,7 @@ _REG_NAME: Final = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
 _IP_LITERAL: Final = rb"\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+)\]"
 _HOST: Final = re.compile(rb"(?:%b|%b)(?::[0-9]*)?" % (_IP_LITERAL, _REG_NAME))
 _EVENT_STREAM: Final = b"text/event-stream"
+_TCP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _SCHEMES: Final = frozenset({b"http", b"https"})
 
 Headers = list[tuple[bytes, bytes]]
@@ -360,6 +367,8 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
         self.transport.set_write_buffer_limits(high=_UNSENT_HIGH_WATER)
+        if (peer := self._socket()) is not None:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _KERNEL_UNSENT_BYTES)
         if self.client is not None:
             self.client = (unmapped(self.client[0]), self.client[1])
         self.since = self.loop.time()
@@ -386,6 +395,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._active = None
         self._queue.clear()
 
+    def _socket(self) -> socket.socket | None:
+        """The connection's TCP socket; None for any other transport."""
+        found: socket.socket | None = self.transport.get_extra_info("socket")
+        return found if found is not None and found.family in _TCP_FAMILIES else None
+
     def shutdown(self) -> None:
         """Ends the connection after the response in progress; uvicorn calls this when it stops."""
         if self.cycle is None or self.cycle.response_complete:
@@ -400,7 +414,9 @@ class HttpProtocol(HttpToolsProtocol):
         for cycle in (*self._queue, *((self._active,) if self._active is not None else ())):
             cycle.release_body()
         if self.transport.get_write_buffer_size():
-            # Closing would wait until the client has taken the rest.
+            # Closing would wait until the client has taken the rest: that here, and that in the kernel.
+            if (peer := self._socket()) is not None:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
         else:
             self.transport.close()
@@ -824,11 +840,14 @@ class HttpProtocol(HttpToolsProtocol):
         return now - self.since - len(self.cycle.body) / self.context.limits.min_bytes_per_second
 
     def seconds_to_send(self, now: float) -> float:
-        """An estimate of how long the client would need for the unsent bytes."""
+        """An estimate of how long the client would need for the unsent bytes.
+
+        Zero for a response that has just been written: its client had no time to read yet.
+        """
         since, sent_before = self._unsent_since
         unsent = self.transport.get_write_buffer_size()
         sent = self.written - unsent - sent_before
-        return unsent * (now - since + 0.001) / max(sent, 1)
+        return unsent * (now - since) / (sent + _KERNEL_UNSENT_BYTES)
 
     def eviction_rank(self, now: float) -> tuple[int, float] | None:
         """The order in which connections are closed when there are too many; None while a request is in progress."""

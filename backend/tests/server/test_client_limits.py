@@ -238,6 +238,24 @@ async def test_unsent_bytes_over_the_budget_close_those_that_do_not_read() -> No
         assert len(await reader.rest()) > MEGABYTES
 
 
+async def test_unsent_bytes_stay_out_of_the_kernel_and_a_closed_reader_is_reset() -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(Application(), send_timeout_seconds=1) as server:
+        with socket.socket() as reader:
+            reader.setblocking(False)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+            await loop.sock_connect(reader, server.address)
+            await loop.sock_sendall(reader, b"GET /large HTTP/1.1\r\n" + HOST + HEAD_END)
+            await until(lambda: any(one.written for one in server.state.connections))
+            await asyncio.sleep(0.2)
+            (connection,) = server.state.connections
+            assert connection.transport.get_write_buffer_size() > MEGABYTES - (1 << 20)
+            await until(lambda: server.cut("stalled") == 1)
+            with pytest.raises(ConnectionResetError):
+                while await loop.sock_recv(reader, 1 << 20):
+                    pass
+
+
 async def test_response_is_in_progress_until_it_has_been_sent() -> None:
     async with serving(Application(), max_concurrent_requests=2) as server:
         readers = [await server.line() for _ in range(2)]
