@@ -65,7 +65,7 @@ class LimitSettings(BaseModel):
         le=1_000_000,
         description=(
             "Requests per worker that one client network (an IPv4 address, an IPv6 /64) may have begun and not yet "
-            "sent completely; more get 429."
+            "sent completely; beyond it the slowest get 429."
         ),
     )
     max_unsent_bytes: int = Field(

@@ -17,7 +17,7 @@ import re
 import resource
 import socket
 import struct
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -186,7 +186,7 @@ class ServerContext:
         self.leaving: set[HttpProtocol] = set()
         self.streams: set[asyncio.Task[None]] = set()
         self.buffered_body_bytes = 0
-        self.pending_by_network: Counter[str] = Counter()
+        self.pending_by_network: dict[str, set[HttpProtocol]] = {}
         self._warned_of_proxy = False
 
     def requests_in_progress(self) -> int:
@@ -675,20 +675,23 @@ class HttpProtocol(HttpToolsProtocol):
     # Unfinished requests
 
     def _begin_pending(self) -> None:
-        """Counts a request whose body has not arrived with its head; refuses it where its network has too many."""
+        """Counts a request whose body has not arrived with its head.
+
+        Where its network has too many, the slowest of them is refused: a client that shares the address with an
+        attacker sends its body at once.
+        """
         cycle = self.cycle
         if self._counted_pending or cycle is None or not cycle.is_buffered or cycle.response_complete:
             return
         self._counted_pending = True
         self._networks = self._counted_networks()
-        counter = self.context.pending_by_network
         limit = self.context.limits.max_pending_requests_per_network
-        exceeded = False
+        now = self.loop.time()
         for network, multiple in self._networks:
-            counter[network] += 1
-            exceeded = exceeded or counter[network] > limit * multiple
-        if exceeded:
-            self.send_error_and_close(TOO_MANY_PENDING)
+            pending = self.context.pending_by_network.setdefault(network, set())
+            pending.add(self)
+            if len(pending) > limit * multiple:
+                max(pending, key=lambda one: one.seconds_behind(now)).send_error_and_close(TOO_MANY_PENDING)
 
     def _counted_networks(self) -> tuple[tuple[str, int], ...]:
         """The client's networks; none for a proxy, because its clients would pay for one another."""
@@ -703,11 +706,12 @@ class HttpProtocol(HttpToolsProtocol):
         return networks_of(client[0])
 
     def _end_pending(self) -> None:
-        counter = self.context.pending_by_network
+        by_network = self.context.pending_by_network
         for network, _ in self._networks:
-            counter[network] -= 1
-            if counter[network] <= 0:
-                del counter[network]
+            pending = by_network.get(network, set())
+            pending.discard(self)
+            if not pending:
+                by_network.pop(network, None)
         self._networks = ()
         self._counted_pending = False
 

@@ -92,9 +92,9 @@ async def test_requests_whose_bodies_never_come_cost_no_other_client_a_response(
 
 async def test_unfinished_requests_are_limited_per_client_and_finished_ones_are_not() -> None:
     async with serving(Application(), max_pending_requests_per_network=3) as server:
-        lines = await pending(server, 3)
-        refused = await server.line()
-        await refused.say(TOKENS + HEAD_END)
+        refused, *lines = await pending(server, 3)
+        lines.append(await server.line())
+        await lines[-1].say(TOKENS + HEAD_END)
         ((status, headers, body),) = await refused.answers()
         assert (status, headers["connection"]) == (429, "close")
         assert problems.Problem.model_validate_json(body).type == "/problems/too-many-requests"
@@ -106,12 +106,24 @@ async def test_unfinished_requests_are_limited_per_client_and_finished_ones_are_
         await pending(server, 3)
 
 
+async def test_client_at_the_address_of_slow_ones_is_served_when_its_body_follows_its_head() -> None:
+    async with serving(Application(), max_pending_requests_per_network=8) as server:
+        await pending(server, 8)
+        for _ in range(20):
+            line = await server.line()
+            await line.say(TOKENS + HEAD_END)
+            await asyncio.sleep(0.02)
+            await line.say(b"x" * 50)
+            assert (await line.answer())[0] == 200
+
+
 async def test_unfinished_requests_behind_a_trusted_proxy_count_for_its_client() -> None:
     settings = {"max_pending_requests_per_network": 2, "trusted_proxies": "127.0.0.1"}
     async with serving(Application(), **settings) as server:
         one, other = b"X-Forwarded-For: 192.0.2.1\r\n", b"X-Forwarded-For: 192.0.2.2\r\n"
-        await pending(server, 2, one)
-        assert await ask(server, TOKENS + one + HEAD_END) == 429
+        slowest, _ = await pending(server, 2, one)
+        await (await server.line()).say(TOKENS + one + HEAD_END)
+        assert (await slowest.answer())[0] == 429
         await pending(server, 2, other)
 
 
