@@ -224,6 +224,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, int, dict[str, str]]] = {
     "config as env": ((*CONFIG, "--format", "env"), "good", 0, {}),
     "config as markdown": ((*CONFIG, "--format", "markdown"), "raw", 0, {}),
     "config, bad parameter": (CONFIG, "bad parameter", 3, {"DATABASE_MIGRATION_URL": f"x://{CANARY}", "PORT": CANARY}),
+    "embedded upgrade": (("-m", "src", "embedded", "upgrade"), "good", 1, {}),
     "migrate check": (CHECK, "good", 0, {}),
     "migrate check, wrong password": (CHECK, "wrong password", 3, {}),
     "migrate check, unreachable": (CHECK, "unreachable", 1, {}),

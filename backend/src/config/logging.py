@@ -440,6 +440,9 @@ class _StandardLibraryHandler(logging.Handler):
         output = _Output(record.name)
         with contextlib.suppress(Exception):
             output.msg(_render(output, level, {"event": text, "exc_info": record.exc_info}))
+        if text.startswith("Finished server process"):
+            # uvicorn's last record: it then raises the signal that stopped it, and no exit handler runs.
+            flush()
 
 
 def _is_no_greeting(record: logging.LogRecord) -> bool:

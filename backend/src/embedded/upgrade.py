@@ -27,7 +27,8 @@ from .roles import APPLICATION, NAME, PORT
 from .server import EmbeddedPostgres
 
 # What the new cluster has from the start.
-_EXISTING: Final = re.compile(rf'ERROR:  (role|database) "({NAME}|{APPLICATION}|{ROLE})" already exists$')
+_EXISTING: Final = re.compile(r'ERROR:  (?:role|database) "([^"]+)" already exists$')
+_MADE_AT_ONCE: Final = frozenset({NAME, APPLICATION, ROLE})
 _ERROR: Final = re.compile(r"\b(ERROR|FATAL|PANIC|error):")
 _SYSTEM_PROGRAMS: Final = (
     "/usr/lib/postgresql/{}/bin",
@@ -107,12 +108,18 @@ def _copy(old: EmbeddedPostgres, new: EmbeddedPostgres) -> None:
         if dump.wait() != 0:
             complaints.seek(0)
             raise EmbeddedError(f"pg_dumpall failed:\n{complaints.read().decode('utf-8', 'replace').strip()}")
-    unexpected = [line for line in errors.splitlines() if _ERROR.search(line) and not _EXISTING.search(line)]
+    unexpected = [line for line in errors.splitlines() if _ERROR.search(line) and not _is_existing(line)]
     if unexpected:
         lines = "\n".join(unexpected[:10])
         raise EmbeddedError(
             f"PostgreSQL {new.location.major} could not take everything over; the old data is unchanged:\n{lines}"
         )
+
+
+def _is_existing(line: str) -> bool:
+    """Whether psql complains of what every new cluster has already."""
+    found = _EXISTING.search(line)
+    return found is not None and found[1] in _MADE_AT_ONCE
 
 
 def _psql(server: EmbeddedPostgres, password: str, statements: str | IO[bytes]) -> str:

@@ -69,9 +69,11 @@ _VERSIONS: Final = {"1.1": b" HTTP/1.1\r\n", "1.0": b" HTTP/1.0\r\n"}
 _NO_BODY: Final = frozenset({204, 304})
 # What no header may hold (RFC 9110, 5.5): a line's end within one would begin another.
 _CONTROLS: Final = bytes(code for code in (*range(32), 127) if code != ord("\t"))
-_REG_NAME: Final = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
-_IP_LITERAL: Final = rb"\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+)\]"
-_HOST: Final = re.compile(rb"(?:%b|%b)(?::[0-9]*)?" % (_IP_LITERAL, _REG_NAME))
+# RFC 3986, 3.2.2: an IP literal or a registered name, and a port.
+_HOST: Final = re.compile(
+    rb"(?:\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+)\]"
+    rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+)
 _EVENT_STREAM: Final = b"text/event-stream"
 _TCP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _SCHEMES: Final = frozenset({b"http", b"https"})

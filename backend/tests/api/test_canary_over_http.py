@@ -56,6 +56,7 @@ async def test_c3_no_operation_says_a_secret_of_the_settings_or_of_a_user(
         signing_keys=key,
         auth_shared_secret=SHARED,
         auth_shared_issuer="https://app.example.com",
+        auth_shared_audience="groundwork",
         sign_up="open",
         login_rate_limit="off",
         cors_origins=["https://app.example.com"],
