@@ -86,7 +86,7 @@ class BetterAuth:
                 preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
             )
         deadline = time.monotonic() + _SECONDS
-        while '"service.ready"' not in self.log:
+        while '"serving"' not in self.log:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Better Auth did not start:\n{self.log}")
             time.sleep(0.05)
