@@ -38,10 +38,10 @@ def wait(processes: Iterable[psutil.Process], seconds: float) -> bool:
 
 def end(postmaster: psutil.Process, *, first: signal.Signals, seconds: float) -> None:
     """Send `first`, then SIGQUIT (no checkpoint, no data lost), then SIGKILL, each if the one before had no effect."""
-    for number, patience in ((first, seconds), (signal.SIGQUIT, seconds / 2)):
+    for number, timeout in ((first, seconds), (signal.SIGQUIT, seconds / 2)):
         with contextlib.suppress(psutil.NoSuchProcess):
             postmaster.send_signal(number)
-        if wait([postmaster], patience):
+        if wait([postmaster], timeout):
             return
     kill(postmaster)
 

@@ -295,7 +295,7 @@ class EmbeddedPostgres:
             self._single_user(
                 cluster, [f'CREATE DATABASE "{NAME}"', *with_password(APPLICATION, passwords[APPLICATION])]
             )
-            # The passwords first: nobody could log in to a cluster without them.
+            # The passwords first: a cluster without them admits no login.
             for role, file in PASSWORD_FILES.items():
                 private_files.write_privately(home / file, passwords[role])
             cluster.rename(self.data_path)

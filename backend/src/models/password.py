@@ -16,7 +16,7 @@ from .base import STORABLE
 PASSWORD_MIN_LENGTH: Final = 8
 PASSWORD_MAX_BYTES: Final = 1024
 _COMMON = Path(__file__).with_name("common-passwords") / "passwords.txt"
-# The first entry, the last one, and the one that everybody tries.
+# The first entry, the last entry, and the most common password.
 _KNOWN = ("!qaz1qaz", "password", "zzzzzzzzzz")
 
 

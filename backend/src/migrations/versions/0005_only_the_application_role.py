@@ -1,4 +1,4 @@
-"""Nobody but the owner and the application's role has rights on our tables and functions.
+"""Revoke all rights on tables and functions from roles other than the owner and the application's.
 
 Revision 0005. `ALTER DEFAULT PRIVILEGES ... GRANT ... TO anon` (Supabase's standard) gives other roles rights on
 whatever a migration makes, and `REVOKE ... FROM PUBLIC` does not take those back. Rights are taken from every grantee
